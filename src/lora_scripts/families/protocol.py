@@ -1,0 +1,152 @@
+"""What a model family offers to the rest of the program, and the small types that pass between them.
+
+A family is one file: how its weights are loaded, what of an example can be encoded ahead, its loss and its previews.
+The training loop, the cache, the exporters and the commands know this protocol and nothing about any family.
+
+Legend for shapes: B batch, C channels, h w latent height and width, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    from lora_scripts.config import RunConfig
+    from lora_scripts.models.source import BaseModel
+    from lora_scripts.training.draws import Draws
+
+__all__ = ["Batch", "Encoder", "Loss", "ModelFamily", "SampleRequest"]
+
+type Encoding = Mapping[str, "Tensor"]
+"""The named tensors of one example, without a batch dimension."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One frozen and repeatable stage of a family; its outputs are cached on disk.
+
+    Attributes:
+        name: folder name in the cache, "latents" or "text".
+        reads: which part of an example it reads: "image" gives `run` a list of pixel tensors [3,H,W] in [-1,1] of one
+            size, "caption" a list of strings.
+        fingerprint: changes whenever the same input would give another output: weights, dtype, settings.
+        run: encodes a list of inputs, one dictionary of tensors each (on the CPU).
+        batch_size: how many inputs one call of `run` takes at most.
+    """
+
+    name: str
+    reads: Literal["image", "caption"]
+    fingerprint: str
+    run: Callable[[Sequence[Tensor] | Sequence[str]], list[dict[str, Tensor]]]
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one shape, stacked, on the training device.
+
+    Attributes:
+        tensors: encodings by name, each with a leading batch dimension B.
+        captions: the B captions, after shuffling and dropout; for what is trained and so cannot be encoded ahead.
+        keys: the B names that random draws belong to; the same example in another epoch has another key.
+    """
+
+    tensors: Mapping[str, Tensor]
+    captions: Sequence[str]
+    keys: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sum with the number of things it was summed over, so that micro-batches add up to one exact mean.
+
+    Attributes:
+        total: [] the sum of the per-example losses (images) or per-token losses (text), with gradient.
+        count: images or target tokens in `total`.
+        per_example: [B] the examples' own losses, detached, for reports.
+    """
+
+    total: Tensor
+    count: int
+    per_example: Tensor
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One picture to render.
+
+    Attributes:
+        width, height: pixels; a multiple of 8.
+        guidance: classifier-free guidance scale; 1 turns it off.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 42
+    steps: int = 20
+    guidance: float = 7.0
+    width: int = 512
+    height: int = 512
+
+
+class ModelFamily(Protocol):
+    """One architecture: `families/sd15.py` is the example to read.
+
+    Attributes:
+        name: "sd15"; found from the weights.
+        default_resolution: pixels, the side of the square the family was trained at.
+        default_targets: component -> endings of the names of the layers that get an adapter.
+        export_prefixes: component -> key prefix in a kohya file.
+        base_model_version: `ss_base_model_version` in a file's header, which the WebUI sorts by.
+        modelspec_architecture: `modelspec.architecture` in a file's header.
+        components: the modules that adapters can be attached to: {"unet": ..., "text_encoder": ...}.
+        max_caption_tokens: tokens that the text encoder reads of a caption, start and end marks left out.
+    """
+
+    name: ClassVar[str]
+    default_targets: ClassVar[Mapping[str, Sequence[str]]]
+    export_prefixes: ClassVar[Mapping[str, str]]
+    modelspec_architecture: ClassVar[str]
+
+    @property
+    def base_model_version(self) -> str: ...
+    @property
+    def default_resolution(self) -> int: ...
+    @property
+    def components(self) -> Mapping[str, nn.Module]: ...
+    @property
+    def max_caption_tokens(self) -> int: ...
+
+    @classmethod
+    def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
+        """The frozen model, in evaluation mode, no parameter asking for a gradient."""
+        ...
+
+    def encoders(self) -> Sequence[Encoder]:
+        """The stages whose outputs can be computed once and cached; what is trained is not among them."""
+        ...
+
+    def release_encoders(self) -> None:
+        """Moves what only `encoders` and `sample` need off the training device."""
+        ...
+
+    def count_tokens(self, caption: str) -> int:
+        """Tokens of a caption before it is cut, start and end marks left out."""
+        ...
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """One forward pass of the training objective; no optimizer, no backward pass."""
+        ...
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Image]:
+        """Rendered pictures, the same for the same request whatever else is in the list."""
+        ...
