@@ -1,0 +1,1 @@
+"""Trainable layers beside frozen ones, and the tensors they are made of."""

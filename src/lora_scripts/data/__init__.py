@@ -1,0 +1,1 @@
+"""Pictures, captions, buckets, cached encodings."""
