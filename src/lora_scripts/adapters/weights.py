@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,5 +45,5 @@ class LoRATensors:
         return (self.scale * product).reshape(up.shape[0], *down.shape[1:])
 
 
-type LoRAWeights = Mapping[str, LoRATensors]
+LoRAWeights: TypeAlias = Mapping[str, LoRATensors]
 """Layer name with its component in front, `unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`, to tensors."""
