@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Encoder", "Loss", "ModelFamily", "SampleRequest"]
 
-type Encoding = Mapping[str, "Tensor"]
-"""The named tensors of one example, without a batch dimension."""
-
-
 @dataclass(frozen=True)
 class Encoder:
     """One frozen and repeatable stage of a family; its outputs are cached on disk.

@@ -1,0 +1,1 @@
+"""The small models that ship inside the package, and how they are made."""

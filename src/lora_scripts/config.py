@@ -1,0 +1,304 @@
+"""Every setting of a run, declared once: type, default, bounds and explanation.
+
+The YAML is flat; the groups below exist for readers of this file, of the settings page and of forms, which are all made
+from the schema of `RunConfig`. Rules between settings are checked here too, before any weight is read.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+__all__ = ["RunConfig", "Size", "parse_size"]
+
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "adamw_schedulefree"]
+SchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+def parse_size(value: Any) -> Any:
+    """(width, height) from 512, "768x768", "768×512", [768, 512]; anything else is returned for pydantic to refuse."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return (value, value)
+    if isinstance(value, str):
+        numbers = re.fullmatch(r"\s*(\d+)\s*(?:[x×,*]\s*(\d+)\s*)?", value)
+        if numbers is None:
+            raise ValueError('write 512, "768x768" or [768, 768]')
+        width = int(numbers[1])
+        return (width, int(numbers[2] or width))
+    return value
+
+
+def split_names(value: Any) -> Any:
+    """A list from one name or a comma-separated text."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def expand_path(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str) and value.strip() else value
+
+
+UserPath = Annotated[Path, BeforeValidator(expand_path)]
+Names = Annotated[list[str], BeforeValidator(split_names)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Common behaviour: unknown keys are errors, docstrings are the explanations, NaN and infinity are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class DataSettings(Section):
+    """Pictures, captions and the shapes they are trained in."""
+
+    train_data_dir: UserPath
+    """Folder with the pictures; sub-folders are included."""
+    metadata_path: UserPath | None = None
+    """CSV (`filename,prompt`) or JSONL with the captions. Without it: `metadata.csv` or `metadata.jsonl` in the folder, else `.txt` files beside the pictures."""
+    exclude: Names = []
+    """Names of pictures to leave out, as listed by a run; `*` and `?` work."""
+    resolution: Annotated[tuple[Annotated[int, Field(ge=64, le=4096)], Annotated[int, Field(ge=64, le=4096)]] | None, BeforeValidator(parse_size)] = None
+    """Training size: 512, "768x768" or [768, 768]. With buckets it sets the area. Default: what the model family was made for."""
+    buckets: bool = True
+    """Group pictures by shape instead of cropping all of them to one shape."""
+    bucket_step: Annotated[int, Field(ge=8, le=256, multiple_of=8)] = 64
+    """Bucket sides are multiples of this many pixels; small resolutions use a finer step by themselves."""
+    max_aspect: Annotated[float, Field(ge=1, le=8)] = 2.0
+    """The most elongated bucket, longer side over shorter; what goes beyond is cropped."""
+    upscale: bool = True
+    """Enlarge pictures that are smaller than their bucket (said in the log); false leaves them out."""
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    """How often each picture is seen per epoch. A folder named `10_name` multiplies it by 10."""
+    flip: bool = False
+    """Also train on mirrored pictures (each is mirrored in half of its epochs). Not for text, logos or asymmetric faces."""
+    trigger_word: str | None = None
+    """Put in front of every caption that does not hold it yet; the word you will write in prompts."""
+    caption_separator: str = ","
+    """What separates the parts of a caption that `caption_shuffle` moves."""
+    caption_shuffle: bool = False
+    """Shuffle the comma-separated parts of each caption anew in each epoch."""
+    caption_keep: Annotated[int, Field(ge=0)] = 1
+    """How many parts at the front stay in place when shuffling (the trigger word counts as one)."""
+    caption_dropout: Fraction = 0.0
+    """Share of examples trained with an empty caption, so that the look also shows without a prompt."""
+    caption_variants: Annotated[int, Field(ge=1, le=64)] = 4
+    """With `caption_shuffle`: how many different orders of each caption are encoded and cached."""
+    cache_dir: UserPath | None = None
+    """Where encoded pictures and captions are kept. Default: `.cache` in `train_data_dir`, shared by all runs on it; `output_dir/cache` when that cannot be written."""
+
+
+class ModelSettings(Section):
+    """The frozen model that the LoRA is for."""
+
+    base_model: Annotated[str, Field(min_length=1)]
+    """A `.safetensors` file, a diffusers folder, a hub id, or a built-in name such as `builtin:mini-sd`."""
+    model_family: Literal["auto", "sd15"] = "auto"
+    """The architecture; found from the weights."""
+    allow_download: bool = False
+    """Fetch a hub id that is not on this machine yet. Off: nothing ever touches the network."""
+    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    """What the model predicts; read from the model's own files where they say so."""
+    zero_terminal_snr: bool | None = None
+    """Rescale the noise schedule so that its last step is pure noise (needs a v-prediction model). Default: what the model says."""
+    clip_skip: Annotated[int, Field(ge=1, le=12)] = 1
+    """Which layer of the text encoder is read, counted from the end; 2 for many anime models."""
+    mixed_precision: Precision = "auto"
+    """Number format of the frozen weights: bf16 where the device has it, else fp16 on a GPU, else fp32. Adapters train in fp32."""
+    device: str = "auto"
+    """auto, cuda, cuda:1, mps or cpu."""
+
+
+class AdapterSettings(Section):
+    """The trainable layers."""
+
+    adapter: Literal["lora"] = "lora"
+    """Kind of adapter."""
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Size of the adapter: 8 first, 16 when the result is weak."""
+    lora_alpha: Positive | None = None
+    """Scale is alpha / rank. Default: the rank, so a scale of 1."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of adapter inputs zeroed at random while training."""
+    target_modules: Names | None = None
+    """Endings of the names of the layers that get an adapter. Default: the family's attention layers."""
+    train_text_encoder: bool = False
+    """Train the text encoder too: stronger binding of a trigger word, more memory, easier to overtrain."""
+    init_lora_weights: UserPath | None = None
+    """Go on from an older LoRA file (kohya, diffusers or PEFT), with a fresh optimizer."""
+
+
+class TrainSettings(Section):
+    """Steps, optimizer and schedule."""
+
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Pictures per micro-batch; 1 or 2 when memory is short."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Micro-batches per optimizer step."""
+    epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Passes over the data. Default: 10."""
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Optimizer steps in all; wins over `epochs`."""
+    learning_rate: Positive = 2e-4
+    """1e-4 to 3e-4 for most sets; prodigy wants 1.0."""
+    text_encoder_learning_rate: Annotated[float, Field(ge=0)] | None = None
+    """Default: `learning_rate`."""
+    optimizer: OptimizerName = "adamw"
+    """adamw8bit needs a CUDA GPU and bitsandbytes."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Pull of the adapter's weights towards zero."""
+    lr_scheduler: SchedulerName = "cosine"
+    """How the rate moves over the run."""
+    lr_cycles: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Cycles of `cosine_with_restarts`."""
+    warmup_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Steps over which the rate climbs from zero; auto is 5 % of the run, at most 100."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients longer than this are shortened to it; 0 turns it off."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Trade speed for memory. auto: only when the GPU is small for the model and size."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    """All random draws follow from it."""
+    num_workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = "auto"
+    """Threads that decode pictures while they are encoded; results do not depend on it."""
+
+
+class LossSettings(Section):
+    """What the denoiser is asked to learn."""
+
+    min_snr_gamma: Positive | None = None
+    """Weigh noise levels by min-SNR (5.0 is usual): steadier training with few pictures."""
+    noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Adds a constant per channel to the noise (0.05 is usual) so that very dark and very bright pictures can be learnt."""
+    min_timestep: Annotated[int, Field(ge=0, le=999)] = 0
+    """Lowest noise level trained."""
+    max_timestep: Annotated[int, Field(ge=0, le=999)] = 999
+    """Highest noise level trained."""
+
+
+class OutputSettings(Section):
+    """What is written, and how often."""
+
+    output_dir: UserPath
+    """Folder of the run: checkpoints, logs, samples, report and the finished file. The same folder again resumes."""
+    output_name: str | None = None
+    """File name, and the name in `<lora:NAME:0.7>`. Default: the last part of `output_dir`."""
+    save_steps: Annotated[int, Field(ge=1)] = 100
+    """A checkpoint and a loadable LoRA every so many steps."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] | None = None
+    """Keep only the newest so many `checkpoint-N` folders. Default: all."""
+    log_steps: Annotated[int, Field(ge=1)] = 10
+    """Write to TensorBoard and train.log every so many steps."""
+    save_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Number format of the finished file."""
+    metadata_level: Literal["full", "public"] = "full"
+    """`public` leaves caption statistics and folder names out of the file's header."""
+    description: str = ""
+    """Goes into the WebUI's card of this LoRA."""
+
+
+class PreviewSettings(Section):
+    """Pictures rendered during the run."""
+
+    sample_prompts: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    """Prompts rendered before, during and after training. Default: four captions of the data set."""
+    sample_every: Annotated[int, Field(ge=0)] | None = None
+    """Render previews every so many steps; 0 turns them off. Default: `save_steps`."""
+    sample_negative_prompt: str = ""
+    """What previews should not show."""
+    sample_steps: Annotated[int, Field(ge=1, le=200)] = 20
+    """Denoising steps of a preview."""
+    sample_guidance: Annotated[float, Field(ge=1, le=30)] = 7.0
+    """Classifier-free guidance of a preview (CFG scale)."""
+    sample_seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of the first preview; the next prompts count up from it."""
+
+
+class RunConfig(
+    PreviewSettings, OutputSettings, LossSettings, TrainSettings, AdapterSettings, ModelSettings, DataSettings
+):
+    """One training run. Nine keys are enough; see configs/ for commented examples."""
+
+    task_type: Literal["text-to-image", "text-generation"] = "text-to-image"
+    """What is trained; `image-to-text` is read as text-to-image."""
+
+    @field_validator("task_type", mode="before")
+    @classmethod
+    def _task_alias(cls, value: Any, info: ValidationInfo) -> Any:
+        return "text-to-image" if value == "image-to-text" else value
+
+    @field_validator("resolution")
+    @classmethod
+    def _resolution_fits_latents(cls, value: Size | None) -> Size | None:
+        if value is not None and any(side % 8 for side in value):
+            near = tuple(max(64, round(side / 8) * 8) for side in value)
+            raise ValueError(f"each side must be a multiple of 8; nearest: {near[0]}x{near[1]}")
+        return value
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        written = self.model_fields_set
+        faults = []
+
+        def inert(setting: str, reason: str) -> None:
+            if setting in written:
+                faults.append(f"{setting}: has no effect because {reason}. Remove it or change the other setting.")
+
+        if not self.train_text_encoder and self.text_encoder_learning_rate is not None:
+            inert("text_encoder_learning_rate", "train_text_encoder is false")
+        if not self.caption_shuffle:
+            inert("caption_keep", "caption_shuffle is false")
+            inert("caption_variants", "caption_shuffle is false")
+            inert("caption_separator", "caption_shuffle is false")
+        elif self.train_text_encoder:
+            inert("caption_variants", "train_text_encoder is true and captions are shuffled without a cache")
+        if self.lr_scheduler != "cosine_with_restarts":
+            inert("lr_cycles", f"lr_scheduler is {self.lr_scheduler}")
+        if self.lr_scheduler == "constant" and self.warmup_steps not in ("auto", 0):
+            inert("warmup_steps", "lr_scheduler is constant; constant_with_warmup has a warm-up")
+        if not self.buckets:
+            inert("bucket_step", "buckets is false")
+            inert("max_aspect", "buckets is false")
+        if self.optimizer == "prodigy" and self.weight_decay == 0:
+            pass
+        if self.sample_every == 0:
+            for setting in ("sample_prompts", "sample_negative_prompt", "sample_steps", "sample_guidance", "sample_seed"):
+                inert(setting, "sample_every is 0")
+        if self.min_timestep > self.max_timestep:
+            faults.append(f"min_timestep: {self.min_timestep} is above max_timestep ({self.max_timestep}).")
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            faults.append("zero_terminal_snr: needs prediction: v_prediction; pure noise holds no epsilon to predict.")
+        if self.max_steps is not None and "epochs" in written and self.epochs is not None:
+            pass  # documented: max_steps wins
+        if isinstance(self.warmup_steps, int) and self.max_steps is not None and self.warmup_steps >= self.max_steps:
+            faults.append(f"warmup_steps: {self.warmup_steps} is not below max_steps ({self.max_steps}).")
+        if self.task_type == "text-generation":
+            faults.append("task_type: text-generation is not part of this version yet; text-to-image is.")
+        if self.output_name is not None and not re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", self.output_name):
+            faults.append(f"output_name: {self.output_name!r} holds characters that a file name cannot have.")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    @property
+    def name(self) -> str:
+        """The finished file's name without its ending."""
+        return self.output_name or self.output_dir.resolve().name
+
+    @property
+    def alpha(self) -> float:
+        return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def preview_every(self) -> int:
+        return self.save_steps if self.sample_every is None else self.sample_every

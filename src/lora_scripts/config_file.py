@@ -1,0 +1,157 @@
+"""From a YAML file and `--set key=value` words to a checked `RunConfig`; all faults at once, with line numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from lora_scripts.config import RunConfig
+from lora_scripts.errors import ConfigError, did_you_mean
+
+__all__ = ["load_config", "make_config"]
+
+MAX_CONFIG_BYTES = 1_000_000
+REQUIRED = ("train_data_dir", "base_model", "output_dir")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader without aliases: a flat file needs none, and nested ones can grow without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):  # type: ignore[no-untyped-call]
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "anchors and aliases (&, *) are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, list[str]]:
+    """The run that a YAML file and `key=value` overrides describe, and lines of advice to print.
+
+    Raises:
+        ConfigError: the file cannot be read or any setting is wrong; holds every fault with file and line.
+    """
+    values, lines = _read(path)
+    faults = []
+    for word in overrides:
+        key, equals, text = word.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            faults.append(f"--set {word}: write key=value, for example --set max_steps=20.")
+            continue
+        try:
+            values[key] = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            values[key] = text
+        lines[key] = 0
+    if faults:
+        raise ConfigError(faults)
+    return make_config(values, str(path), lines)
+
+
+def make_config(
+    values: dict[str, Any], where: str = "settings", lines: dict[str, int] | None = None
+) -> tuple[RunConfig, list[str]]:
+    """A checked run from plain values, and lines of advice; `lines` gives each key's line in the file (0: --set)."""
+    lines = lines or {}
+    known = list(RunConfig.model_fields)
+    faults = []
+    advice = []
+
+    def place(key: str) -> str:
+        line = lines.get(key)
+        return f"--set {key}" if line == 0 else f"{where} line {line}: {key}" if line else f"{where}: {key}"
+
+    for key in list(values):
+        if key not in known:
+            faults.append(f"{place(str(key))}: no such setting.{did_you_mean(str(key), known)}")
+            del values[key]
+        elif values[key] is None and key in REQUIRED:
+            faults.append(f"{place(key)}: is empty.")
+            values[key] = "-"
+        elif values[key] is None and RunConfig.model_fields[key].default is not None:
+            del values[key]  # `key:` with nothing behind it means the default
+    faults += [f"{where}: {key}: is missing; every run needs it." for key in REQUIRED if key not in values]
+    missing = [key for key in REQUIRED if key not in values]
+    try:
+        config = RunConfig.model_validate({**values, **dict.fromkeys(missing, "-")})
+    except ValidationError as error:
+        for fault in error.errors():
+            if fault["loc"]:
+                key = str(fault["loc"][0])
+                faults.append(f"{place(key)}: {_explain(fault)} (it says {_shorten(values.get(key))})")
+            else:
+                for line in str(fault["msg"]).removeprefix("Value error, ").splitlines():
+                    key, _, rest = line.partition(": ")
+                    faults.append(f"{place(key)}: {rest}" if key in known else line)
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)))
+    if values.get("task_type") == "image-to-text":
+        advice.append(f"{place('task_type')}: image-to-text is read as text-to-image.")
+    return config, advice
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The file's keys and values, and each key's line."""
+    if not path.is_file():
+        near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: no such file.{did_you_mean(path.name, near)} Templates lie in configs/.")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path}: is {path.stat().st_size:,} bytes; a config has at most {MAX_CONFIG_BYTES:,}.")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        try:
+            text = raw.decode("gb18030")
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: is not a text file in UTF-8. Save it as UTF-8.") from None
+    if "\t" in text:
+        number = next(i for i, line in enumerate(text.splitlines(), 1) if "\t" in line)
+        text = text.replace("\t", "    ") if text.splitlines()[number - 1].lstrip().startswith("#") else text
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()  # type: ignore[no-untyped-call]
+            if node is None:
+                raise ConfigError(f"{path}: is empty. Templates lie in configs/.")
+            if not isinstance(node, yaml.MappingNode):
+                raise ConfigError(f"{path}: must be lines of `key: value`. Templates lie in configs/.")
+            lines: dict[str, int] = {}
+            for key_node, _ in node.value:
+                key = str(key_node.value)
+                line = key_node.start_mark.line + 1
+                if key in lines:
+                    raise ConfigError(f"{path} line {line}: {key}: is set twice, first in line {lines[key]}.")
+                lines[key] = line
+            values = {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
+        finally:
+            loader.dispose()  # type: ignore[no-untyped-call]
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        hint = ""
+        if "\\" in (text.splitlines()[line - 1] if 0 < line <= len(text.splitlines()) else ""):
+            hint = ' A Windows path needs single quotes or forward slashes: "D:/pictures".'
+        raise ConfigError(f"{path} line {line}: {error.problem or 'is not valid YAML'}.{hint}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not valid YAML ({str(error).splitlines()[0]}).") from None
+    return values, lines
+
+
+def _explain(fault: Any) -> str:
+    """pydantic's reason as a plain sentence."""
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind in ("literal_error", "enum"):
+        return f"must be one of {context['expected']}"
+    if kind == "finite_number":
+        return "must be a finite number"
+    message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return message[:1].lower() + message[1:]
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
