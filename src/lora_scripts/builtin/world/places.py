@@ -59,9 +59,15 @@ def _forest(rng: Random, mood: Mood) -> list[Shape]:
                 shapes.append(Shape([(x - half, y), (x + half, y), (x, y - h * 0.46)], colour, "far"))
     shapes.append(_hill(rng, 0.73, 0.012, 1.3, mood.land((70, 104, 58))))
     shapes.append(_hill(rng, 0.86, 0.014, 1.7, mood.land((92, 124, 62))))
-    for x in (rng.uniform(-0.01, 0.05), rng.uniform(0.95, 1.01), rng.uniform(0.15, 0.21) if rng.random() < 0.5 else rng.uniform(0.79, 0.85)):
+    for x in (
+        rng.uniform(-0.01, 0.05),
+        rng.uniform(0.95, 1.01),
+        rng.uniform(0.15, 0.21) if rng.random() < 0.5 else rng.uniform(0.79, 0.85),
+    ):
         w = 0.055 if 0.1 < x < 0.9 else 0.075
-        shapes.append(Shape([(x - w * 0.8, -0.1), (x + w * 0.8, -0.1), (x + w * 1.1, 0.86), (x - w * 1.1, 0.86)], trunk, "prop"))
+        shapes.append(
+            Shape([(x - w * 0.8, -0.1), (x + w * 0.8, -0.1), (x + w * 1.1, 0.86), (x - w * 1.1, 0.86)], trunk, "prop")
+        )
     for i in range(6):
         x = i / 5 + rng.uniform(-0.05, 0.05)
         shapes.append(Shape(ellipse(x, -0.01, 0.15, rng.uniform(0.09, 0.14), 20), near, "prop"))
@@ -86,14 +92,24 @@ def _city(rng: Random, mood: Mood) -> list[Shape]:
             for column in (0.16, 0.58):
                 wx, wy = x + w * column, top + 0.04 + row * 0.1
                 glow = lit if rng.random() < 0.72 else mix(wall, (20, 22, 40), 0.35)
-                shapes.append(Shape([(wx, wy), (wx + w * 0.26, wy), (wx + w * 0.26, wy + 0.055), (wx, wy + 0.055)], glow, "window"))
+                shapes.append(
+                    Shape(
+                        [(wx, wy), (wx + w * 0.26, wy), (wx + w * 0.26, wy + 0.055), (wx, wy + 0.055)], glow, "window"
+                    )
+                )
         x += w + 0.012
     shapes.append(Shape([(0, 0.74), (1, 0.74), (1, 1), (0, 1)], mood.land((186, 184, 188)), "ground"))
     shapes.append(Shape([(0, 0.79), (1, 0.79), (1, 1), (0, 1)], mood.land((96, 98, 110)), "ground"))
     shift = rng.uniform(-0.1, 0.1)
     for i in range(4):
         x = shift + i * 0.3
-        shapes.append(Shape([(x, 0.94), (x + 0.16, 0.94), (x + 0.15, 0.965), (x - 0.01, 0.965)], mood.land((236, 232, 214)), "ground"))
+        shapes.append(
+            Shape(
+                [(x, 0.94), (x + 0.16, 0.94), (x + 0.15, 0.965), (x - 0.01, 0.965)],
+                mood.land((236, 232, 214)),
+                "ground",
+            )
+        )
     return shapes
 
 
@@ -101,7 +117,14 @@ def _desert(rng: Random, mood: Mood) -> list[Shape]:
     shapes: list[Shape] = []
     side = _side(rng)
     mx, top = 0.5 - side * rng.uniform(0.2, 0.3), rng.uniform(0.36, 0.42)
-    mesa: list[Point] = [(mx - 0.22, 0.66), (mx - 0.17, top), (mx + 0.13, top), (mx + 0.17, top + 0.1), (mx + 0.24, top + 0.1), (mx + 0.3, 0.66)]
+    mesa: list[Point] = [
+        (mx - 0.22, 0.66),
+        (mx - 0.17, top),
+        (mx + 0.13, top),
+        (mx + 0.17, top + 0.1),
+        (mx + 0.24, top + 0.1),
+        (mx + 0.3, 0.66),
+    ]
     shapes.append(Shape(mesa, mood.land((196, 110, 78)), "far"))
     for level, colour in ((0.6, (240, 180, 106)), (0.7, (230, 158, 84)), (0.82, (246, 192, 116))):
         shapes.append(_hill(rng, level, 0.03, 0.8, mood.land(colour)))
@@ -126,14 +149,27 @@ def _mountains(rng: Random, mood: Mood) -> list[Shape]:
         shapes.append(Shape([(x - half, 0.76), (x, top), (x + half, 0.76)], body, "far"))
         shapes.append(Shape([(x, top), (x + half, 0.76), (x + half * 0.1, 0.76), (x + half * 0.2, 0.5)], dark, "far"))
         k, h = 0.3, 0.76 - top
-        cap: list[Point] = [(x, top), (x + half * k, top + h * k), (x + half * k * 0.4, top + h * k * 0.75), (x, top + h * k * 1.15), (x - half * k * 0.4, top + h * k * 0.75), (x - half * k, top + h * k)]
+        cap: list[Point] = [
+            (x, top),
+            (x + half * k, top + h * k),
+            (x + half * k * 0.4, top + h * k * 0.75),
+            (x, top + h * k * 1.15),
+            (x - half * k * 0.4, top + h * k * 0.75),
+            (x - half * k, top + h * k),
+        ]
         shapes.append(Shape(cap, snow, "far"))
     shapes.append(_hill(rng, 0.7, 0.025, 1.0, mood.land((104, 138, 108))))
     shapes.append(_hill(rng, 0.82, 0.015, 1.0, mood.land((148, 150, 150))))
     side = _side(rng)
     for dx, r in ((0.4, 0.08), (0.48, 0.12)):
         x = 0.5 + side * dx
-        shapes.append(Shape([(x - r, 0.86), (x - r * 0.6, 0.86 - r * 0.9), (x + r * 0.3, 0.86 - r), (x + r, 0.86)], mood.land((120, 122, 130)), "prop"))
+        shapes.append(
+            Shape(
+                [(x - r, 0.86), (x - r * 0.6, 0.86 - r * 0.9), (x + r * 0.3, 0.86 - r), (x + r, 0.86)],
+                mood.land((120, 122, 130)),
+                "prop",
+            )
+        )
     return shapes
 
 
@@ -147,7 +183,9 @@ def _meadow(rng: Random, mood: Mood) -> list[Shape]:
     shift = rng.uniform(0, 0.17)
     for i in range(6):
         x = i * 0.18 + shift - 0.06
-        shapes.append(Shape([(x, 0.72), (x, 0.57), (x + 0.022, 0.545), (x + 0.044, 0.57), (x + 0.044, 0.72)], post, "prop"))
+        shapes.append(
+            Shape([(x, 0.72), (x, 0.57), (x + 0.022, 0.545), (x + 0.044, 0.57), (x + 0.044, 0.72)], post, "prop")
+        )
     petals: tuple[RGB, ...] = ((250, 236, 120), (250, 250, 244), (244, 150, 170))
     for i in range(12):
         x, y = (i + rng.uniform(0.1, 0.9)) / 12, rng.uniform(0.8, 0.97)
@@ -157,7 +195,13 @@ def _meadow(rng: Random, mood: Mood) -> list[Shape]:
 
 def _fir(x: float, base: float, h: float, mood: Mood) -> list[Shape]:
     green, snow = mood.land((52, 104, 104)), mood.land((246, 250, 255))
-    shapes = [Shape([(x - 0.015, base + 0.03), (x + 0.015, base + 0.03), (x + 0.015, base - 0.02), (x - 0.015, base - 0.02)], mood.land((96, 70, 60)), "prop")]
+    shapes = [
+        Shape(
+            [(x - 0.015, base + 0.03), (x + 0.015, base + 0.03), (x + 0.015, base - 0.02), (x - 0.015, base - 0.02)],
+            mood.land((96, 70, 60)),
+            "prop",
+        )
+    ]
     for k in range(3):
         y, half = base - h * 0.26 * k, h * (0.3 - 0.06 * k)
         top = y - h * 0.46

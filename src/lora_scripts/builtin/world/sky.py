@@ -34,9 +34,7 @@ MOODS: dict[str, Mood] = {
     "sunset": Mood(
         ((112, 70, 150), (240, 116, 108), (255, 208, 124)), (226, 92, 70), 0.34, 0.05, (250, 158, 138), (255, 226, 140)
     ),
-    "night": Mood(
-        ((10, 14, 48), (24, 34, 86), (52, 66, 128)), (14, 20, 66), 0.66, 0.1, (52, 62, 112), (255, 220, 110)
-    ),
+    "night": Mood(((10, 14, 48), (24, 34, 86), (52, 66, 128)), (14, 20, 66), 0.66, 0.1, (52, 62, 112), (255, 220, 110)),
     "rain": Mood(((98, 108, 122), (132, 142, 154), (168, 176, 184)), (112, 122, 138), 0.46, 0.06, (86, 94, 108)),
 }
 
@@ -65,8 +63,12 @@ def sky_shapes(time: str, rng: Random) -> list[Shape]:
     if time == "day":
         shapes.append(Shape(ellipse(x, y, 0.13, 0.13), mix(mood.sky[0], (255, 246, 190), 0.55), "sky"))
         shapes.append(Shape(ellipse(x, y, 0.085, 0.085), (255, 226, 92), "sky"))
-        shapes += _cloud(0.5 - side * rng.uniform(0.12, 0.32), rng.uniform(0.1, 0.16), rng.uniform(1.0, 1.4), mood.cloud)
-        shapes += _cloud(0.5 + side * rng.uniform(0.0, 0.1), rng.uniform(0.24, 0.34), rng.uniform(0.7, 0.95), mood.cloud)
+        shapes += _cloud(
+            0.5 - side * rng.uniform(0.12, 0.32), rng.uniform(0.1, 0.16), rng.uniform(1.0, 1.4), mood.cloud
+        )
+        shapes += _cloud(
+            0.5 + side * rng.uniform(0.0, 0.1), rng.uniform(0.24, 0.34), rng.uniform(0.7, 0.95), mood.cloud
+        )
     elif time == "sunset":
         y = rng.uniform(0.26, 0.36)
         for r, strength in ((0.3, 0.25), (0.21, 0.5)):
@@ -81,7 +83,9 @@ def sky_shapes(time: str, rng: Random) -> list[Shape]:
             shapes.append(Shape(star, (250, 244, 200), "sky"))
         shapes.append(Shape(ellipse(x, y, 0.14, 0.14), mix(mood.sky[0], (240, 236, 200), 0.16), "sky"))
         shapes.append(Shape(ellipse(x, y, 0.095, 0.095), (250, 244, 208), "sky"))
-        shapes.append(Shape(ellipse(x - side * 0.045, y - 0.02, 0.082, 0.082), mix(mood.sky[0], (240, 236, 200), 0.12), "sky"))
+        shapes.append(
+            Shape(ellipse(x - side * 0.045, y - 0.02, 0.082, 0.082), mix(mood.sky[0], (240, 236, 200), 0.12), "sky")
+        )
     else:
         for i in range(4):
             cx, cy = (i + rng.random()) / 4, rng.uniform(0.03, 0.12)
