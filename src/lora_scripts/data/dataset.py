@@ -1,0 +1,153 @@
+"""The pictures of a run with their captions: names, sizes and digests; nothing is decoded here."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lora_scripts.config import RunConfig, Size
+from lora_scripts.data.buckets import Fit, bucket_sizes, fit_into
+from lora_scripts.data.captions import with_trigger
+from lora_scripts.errors import DataError
+
+__all__ = ["Dataset", "Example", "LeftOut", "open_dataset"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture that trains.
+
+    Attributes:
+        name: path relative to the data folder, with forward slashes; unique.
+        size: width and height in pixels after the EXIF turn.
+        fit: how it becomes its bucket's shape.
+        caption: with the trigger word, before shuffling and dropout.
+        digest: sha256 of the file's bytes, hexadecimal.
+    """
+
+    name: str
+    path: Path
+    size: Size
+    fit: Fit
+    caption: str
+    repeats: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A picture that does not train, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What trains, what does not, and what was noticed on the way."""
+
+    examples: Sequence[Example]
+    left_out: Sequence[LeftOut] = ()
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def digest(self) -> str:
+        """Changes when any picture, caption, shape or repeat changes; the folder's place does not matter."""
+        whole = hashlib.sha256()
+        for example in self.examples:
+            row = (example.name, example.digest, example.caption, example.repeats, example.fit.bucket)
+            whole.update(repr(row).encode())
+        return whole.hexdigest()
+
+    @property
+    def bucket_counts(self) -> dict[Size, int]:
+        return dict(sorted(Counter(example.fit.bucket for example in self.examples).items()))
+
+    def without(self, failures: Sequence[LeftOut]) -> Dataset:
+        """The data set less the pictures that turned out to be unreadable."""
+        names = {failure.name for failure in failures}
+        kept = [example for example in self.examples if example.name not in names]
+        return replace(self, examples=kept, left_out=[*self.left_out, *failures])
+
+    def summary(self) -> list[str]:
+        """How many pictures train, and the names of those that do not, one line each."""
+        total = len(self.examples) + len(self.left_out)
+        lines = [f"{len(self.examples)} of {total} pictures train."]
+        lines += [f"  left out: {item.name}: {item.reason}" for item in self.left_out]
+        small = [example for example in self.examples if example.fit.upscales(example.size)]
+        if small:
+            named = ", ".join(f"{example.name} ({example.size[0]}x{example.size[1]})" for example in small[:5])
+            more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+            lines.append(f"  enlarged to fit, so they train blurred: {named}{more}. Larger originals give a sharper LoRA.")
+        without = [example.name for example in self.examples if not example.caption]
+        if without:
+            more = f" and {len(without) - 5} more" if len(without) > 5 else ""
+            lines.append(f"  without a caption: {', '.join(without[:5])}{more}.")
+        return lines
+
+
+def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
+    """The pictures of a run, each with its caption and shape, in the order of their names.
+
+    Raises:
+        DataError: the folder or the caption table cannot be used, or no picture is left to train on.
+    """
+    from lora_scripts.data.images import list_images
+    from lora_scripts.data.metadata import read_captions
+
+    folder = config.train_data_dir
+    if not folder.is_dir():
+        raise DataError(f"train_data_dir: {folder}: no such folder. Put the pictures there, or correct the path.")
+    table = read_captions(folder, config.metadata_path)
+    names = [path.relative_to(folder).as_posix() for path in list_images(folder)]
+    step = config.bucket_step
+    shapes = bucket_sizes(resolution, step, config.max_aspect) if config.buckets else [resolution]
+
+    left_out = []
+    wanted = []
+    for name in names:
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.exclude):
+            left_out.append(LeftOut(name, "named in exclude"))
+        elif name not in table.captions and table.source is not None:
+            left_out.append(LeftOut(name, f"has no row in {table.source}"))
+        else:
+            wanted.append(name)
+
+    def examine(name: str) -> Example | LeftOut:
+        from lora_scripts.data.images import image_digest, image_size
+
+        path = folder / name
+        try:
+            size = image_size(path)
+            digest = image_digest(path)
+        except DataError as error:
+            return LeftOut(name, str(error).removeprefix(f"{path}: ").removeprefix(f"{path.name}: "))
+        fit = fit_into(size, shapes)
+        if not config.upscale and fit.upscales(size):
+            return LeftOut(name, f"{size[0]}x{size[1]} is smaller than its shape {fit.bucket[0]}x{fit.bucket[1]}")
+        caption = with_trigger(table.captions.get(name, ""), config.trigger_word)
+        repeats = config.repeats * table.repeats.get(name, 1)
+        return Example(name, path, size, fit, caption, repeats, digest)
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        examined = list(pool.map(examine, wanted))
+    examples = [item for item in examined if isinstance(item, Example)]
+    left_out += [item for item in examined if isinstance(item, LeftOut)]
+    dataset = Dataset(examples, left_out, tuple(table.notes))
+    require_examples(dataset, folder)
+    return dataset
+
+
+def require_examples(dataset: Dataset, folder: Path) -> None:
+    """Raises DataError, with the reasons, when nothing is left to train on."""
+    if dataset.examples:
+        return
+    reasons = "\n".join(f"  {item.name}: {item.reason}" for item in dataset.left_out[:20])
+    if reasons:
+        raise DataError(f"{folder}: none of its {len(dataset.left_out)} pictures can be trained on:\n{reasons}")
+    raise DataError(f"{folder}: holds no pictures (jpg, png, webp, bmp, gif, tiff). Put them there, or correct the path.")

@@ -1,0 +1,194 @@
+"""Every example encoded once: from the cache where possible, else decoded, fitted and run through the family's encoders.
+
+Legend for shapes: B batch, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_scripts.data.buckets import fit_image
+from lora_scripts.data.cache import EncodingCache, cache_key
+from lora_scripts.data.captions import CaptionSettings, fraction
+from lora_scripts.data.dataset import Dataset, Example, LeftOut
+from lora_scripts.data.sampler import Sample
+from lora_scripts.errors import DataError
+from lora_scripts.families.protocol import Batch, Encoder
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+__all__ = ["EncodedDataset", "encode_all", "image_to_pixels"]
+
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, total) while encoding."""
+
+
+def image_to_pixels(image: Image) -> Tensor:
+    """[3,H,W] float32 in [-1,1] from an RGB picture."""
+    import numpy as np
+    import torch
+
+    array = np.asarray(image, dtype=np.uint8).copy()
+    return torch.from_numpy(array).permute(2, 0, 1).float().div_(127.5).sub_(1.0)
+
+
+@dataclass
+class EncodedDataset:
+    """Encodings in memory, and how a step's examples become a batch.
+
+    Attributes:
+        images: (example index, mirrored) -> that view's tensors.
+        texts: caption text -> its tensors; empty when captions are encoded in the loss.
+    """
+
+    dataset: Dataset
+    captions: CaptionSettings
+    flip: bool
+    images: Mapping[tuple[int, bool], Mapping[str, Tensor]]
+    texts: Mapping[str, Mapping[str, Tensor]]
+
+    def batch(self, samples: Sequence[Sample], device: torch.device) -> Batch:
+        """The examples of one micro-batch, stacked on the device."""
+        import torch
+
+        captions, rows = [], []
+        for sample in samples:
+            caption = self.captions.pick(self.dataset.examples[sample.index].caption, sample.key)
+            mirrored = self.flip and fraction(self.captions.seed, "flip", sample.key) < 0.5
+            captions.append(caption)
+            rows.append({**self.images[sample.index, mirrored], **self.texts.get(caption, {})})
+        tensors = {
+            name: torch.stack([row[name] for row in rows]).to(device, non_blocking=True) for name in (rows[0] or {})
+        }
+        return Batch(tensors, captions, [sample.key for sample in samples])
+
+
+@dataclass(frozen=True)
+class _View:
+    """One picture as one bucket sees it."""
+
+    index: int
+    mirrored: bool
+
+
+def encode_all(
+    dataset: Dataset,
+    encoders: Sequence[Encoder],
+    captions: CaptionSettings,
+    cache: EncodingCache,
+    *,
+    flip: bool,
+    num_workers: int,
+    progress: Progress = lambda what, done, total: None,
+) -> EncodedDataset:
+    """Encodes every view and every caption; pictures that cannot be decoded leave the data set, named.
+
+    Raises:
+        DataError: no picture could be decoded.
+    """
+    images: dict[tuple[int, bool], dict[str, Tensor]] = {}
+    texts: dict[str, dict[str, Tensor]] = {}
+    failures: dict[int, LeftOut] = {}
+    views = [_View(i, m) for i in range(len(dataset.examples)) for m in ((False, True) if flip else (False,))]
+    for encoder in encoders:
+        if encoder.reads == "image":
+            _encode_views(dataset.examples, views, encoder, cache, num_workers, images, failures, progress)
+        else:
+            wanted = captions.possible(example.caption for example in dataset.examples)
+            _encode_texts(wanted, encoder, cache, texts, progress)
+    if failures:
+        kept = [i for i in range(len(dataset.examples)) if i not in failures]
+        images = {(new, m): images[old, m] for new, old in enumerate(kept) for m in (False, True) if (old, m) in images}
+        dataset = dataset.without(list(failures.values()))
+        if not dataset.examples:
+            raise DataError("no picture could be decoded:\n" + "\n".join(f"  {f.name}: {f.reason}" for f in failures.values()))
+    return EncodedDataset(dataset, captions, flip, images, texts)
+
+
+def _encode_views(
+    examples: Sequence[Example],
+    views: Sequence[_View],
+    encoder: Encoder,
+    cache: EncodingCache,
+    num_workers: int,
+    images: dict[tuple[int, bool], dict[str, Tensor]],
+    failures: dict[int, LeftOut],
+    progress: Progress,
+) -> None:
+    def key(view: _View) -> str:
+        example = examples[view.index]
+        fit = [*example.fit.bucket, *example.fit.scaled, example.fit.left, example.fit.top]
+        return cache_key(encoder.fingerprint, picture=example.digest, fit=fit, mirrored=view.mirrored)
+
+    missing = []
+    for view in views:
+        stored = cache.get(encoder.name, key(view))
+        if stored is None:
+            missing.append(view)
+        else:
+            images.setdefault((view.index, view.mirrored), {}).update(stored)
+    # One shape at a time, so that the encoder gets whole batches.
+    missing.sort(key=lambda view: (examples[view.index].fit.bucket, view.index, view.mirrored))
+
+    def load(view: _View) -> Tensor | LeftOut:
+        from lora_scripts.data.images import read_image
+
+        example = examples[view.index]
+        try:
+            return image_to_pixels(fit_image(read_image(example.path), example.fit, view.mirrored))
+        except DataError as error:
+            return LeftOut(example.name, str(error).removeprefix(f"{example.path}: ").removeprefix(f"{example.path.name}: "))
+
+    done = len(views) - len(missing)
+    progress(encoder.name, done, len(views))
+    with ThreadPoolExecutor(max_workers=max(1, num_workers)) as pool:
+        for group in _shape_groups(missing, examples, encoder.batch_size):
+            ready = []
+            for view, loaded in zip(group, pool.map(load, group), strict=True):
+                if isinstance(loaded, LeftOut):
+                    failures[view.index] = loaded
+                else:
+                    ready.append((view, loaded))
+            for (view, _), tensors in zip(ready, encoder.run([pixels for _, pixels in ready]) if ready else [], strict=True):
+                cache.put(encoder.name, key(view), tensors)
+                images.setdefault((view.index, view.mirrored), {}).update(tensors)
+            done += len(group)
+            progress(encoder.name, done, len(views))
+
+
+def _shape_groups(views: Sequence[_View], examples: Sequence[Example], most: int) -> Iterator[list[_View]]:
+    group: list[_View] = []
+    for view in views:
+        shape = examples[view.index].fit.bucket
+        if group and (len(group) == most or examples[group[0].index].fit.bucket != shape):
+            yield group
+            group = []
+        group.append(view)
+    if group:
+        yield group
+
+
+def _encode_texts(
+    wanted: Iterable[str], encoder: Encoder, cache: EncodingCache, texts: dict[str, dict[str, Tensor]], progress: Progress
+) -> None:
+    wanted = list(wanted)
+    missing = []
+    for text in wanted:
+        stored = cache.get(encoder.name, cache_key(encoder.fingerprint, caption=text))
+        if stored is None:
+            missing.append(text)
+        else:
+            texts.setdefault(text, {}).update(stored)
+    progress(encoder.name, len(wanted) - len(missing), len(wanted))
+    for start in range(0, len(missing), encoder.batch_size):
+        group = missing[start : start + encoder.batch_size]
+        for text, tensors in zip(group, encoder.run(group), strict=True):
+            cache.put(encoder.name, cache_key(encoder.fingerprint, caption=text), tensors)
+            texts.setdefault(text, {}).update(tensors)
+        progress(encoder.name, len(wanted) - len(missing) + start + len(group), len(wanted))

@@ -1,0 +1,82 @@
+"""Which examples make up which optimizer step: a pure function of (data, seed, batch size), so resuming needs no state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from lora_scripts.config import Size
+from lora_scripts.data.captions import fraction
+
+__all__ = ["Sample", "StepPlan"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One use of one example.
+
+    Attributes:
+        index: position in the data set.
+        key: names this use (epoch, repeat, example); random draws belong to it.
+    """
+
+    index: int
+    key: str
+
+
+class StepPlan:
+    """The examples of every optimizer step.
+
+    Each epoch uses every example `repeats` times. A step holds `step_size` uses, of one bucket where possible; what is
+    left over in the buckets at the end of an epoch is put together into mixed steps, so nothing is dropped. Micro-batches
+    are cut from a step afterwards: batch 4 and 2 x 2 accumulated see the same steps.
+    """
+
+    def __init__(
+        self, names: Sequence[str], buckets: Sequence[Size], repeats: Sequence[int], step_size: int, seed: int
+    ) -> None:
+        assert len(names) == len(buckets) == len(repeats) > 0
+        self._names, self._buckets, self._repeats = list(names), list(buckets), list(repeats)
+        self._step_size, self._seed = step_size, seed
+        self.uses_per_epoch = sum(repeats)
+        self.steps_per_epoch = len(self.epoch(0))
+
+    @lru_cache(maxsize=2)  # noqa: B019  one plan lives as long as the run
+    def epoch(self, number: int) -> list[list[Sample]]:
+        """All steps of one epoch, in order."""
+        uses = [
+            Sample(index, f"{number}/{repeat}/{name}")
+            for index, name in enumerate(self._names)
+            for repeat in range(self._repeats[index])
+        ]
+        uses.sort(key=lambda use: fraction(self._seed, "order", use.key))
+        by_bucket: dict[Size, list[Sample]] = {}
+        steps = []
+        for use in uses:
+            waiting = by_bucket.setdefault(self._buckets[use.index], [])
+            waiting.append(use)
+            if len(waiting) == self._step_size:
+                steps.append(list(waiting))
+                waiting.clear()
+        left = [use for bucket in sorted(by_bucket) for use in by_bucket[bucket]]
+        rest = [left[start : start + self._step_size] for start in range(0, len(left), self._step_size)]
+        # Mixed steps are spread over the epoch, so that they are not always its end.
+        for step in rest:
+            place = int(fraction(self._seed, "place", number, step[0].key) * (len(steps) + 1))
+            steps.insert(place, step)
+        return steps
+
+    def step(self, number: int) -> list[Sample]:
+        """The examples of optimizer step `number`, counted from 0 over the whole run."""
+        epoch, place = divmod(number, self.steps_per_epoch)
+        return self.epoch(epoch)[place]
+
+    def micro_batches(self, step: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
+        """The step cut into batches of one bucket each and at most `batch_size` examples."""
+        by_bucket: dict[Size, list[Sample]] = {}
+        for use in step:
+            by_bucket.setdefault(self._buckets[use.index], []).append(use)
+        for uses in by_bucket.values():
+            for start in range(0, len(uses), batch_size):
+                yield uses[start : start + batch_size]
