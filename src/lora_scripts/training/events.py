@@ -1,0 +1,152 @@
+"""What a run tells the world while it goes on, and who listens.
+
+The loop and the pipeline speak to `Events`; TensorBoard, train.log, the terminal and the report's record are listeners.
+A listener overrides what it cares about. A new place to show progress is a new listener, not a change to the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lora_scripts.training.memory import MemoryReading
+
+__all__ = ["Events", "Listener", "Preview", "RunStart", "StepReport"]
+
+Level = Literal["info", "warning"]
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known when the first step is about to be taken.
+
+    Attributes:
+        settings: every setting with the value in force, as text and numbers.
+        facts: (what, value) pairs for people: base model, pictures, buckets, trainable weights, device.
+        captions: (picture's name, caption) as they train.
+        first_step: steps already done by an earlier run in the same folder.
+    """
+
+    settings: Mapping[str, object]
+    facts: Sequence[tuple[str, str]]
+    captions: Sequence[tuple[str, str]]
+    first_step: int
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """The steps since the last report.
+
+    Attributes:
+        step: optimizer steps done so far, so the first report of `log_steps: 10` says 10.
+        losses: the mean loss of each step since the last report, oldest first.
+        loss_smoothed: exponential moving average of the losses (factor 0.98, bias corrected).
+        grad_norm: of the last step, before it is shortened to `max_grad_norm`.
+        examples_per_s: pictures trained per second since the last report, previews and saves left out.
+        eta_s: seconds until the last step at this speed, previews and saves left out.
+    """
+
+    step: int
+    max_steps: int
+    epoch: float
+    losses: Sequence[float]
+    loss_smoothed: float
+    learning_rates: Mapping[str, float]
+    grad_norm: float
+    examples_per_s: float
+    eta_s: float
+    memory: MemoryReading
+
+    @property
+    def loss(self) -> float:
+        """Mean of the losses since the last report."""
+        return sum(self.losses) / len(self.losses)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Pictures rendered from fixed prompts and seeds with the adapter as it is after `step` steps."""
+
+    step: int
+    prompts: Sequence[str]
+    images: Sequence[Image]
+
+
+class Listener:
+    """Base of all listeners; every method may be left as it is."""
+
+    def note(self, text: str, level: Level = "info") -> None:
+        """One or more lines for people."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Encoding or rendering goes on."""
+
+    def started(self, run: RunStart) -> None:
+        """The first step is about to be taken."""
+
+    def ticked(self, step: int) -> None:
+        """A step is done; no number is known yet, because fetching one would make the device wait."""
+
+    def stepped(self, report: StepReport) -> None:
+        """Numbers of the last few steps."""
+
+    def previewed(self, preview: Preview) -> None:
+        """Previews were rendered."""
+
+    def saved(self, step: int, folder: Path) -> None:
+        """A checkpoint is complete."""
+
+    def finished(self, files: Sequence[Path]) -> None:
+        """The run ended well; these files were written, read back and compared."""
+
+    def close(self) -> None:
+        """The run is over, well or not."""
+
+
+@dataclass
+class Events(Listener):
+    """Passes everything on to its listeners, in order."""
+
+    listeners: list[Listener] = field(default_factory=list)
+
+    def note(self, text: str, level: Level = "info") -> None:
+        for listener in self.listeners:
+            listener.note(text, level)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        for listener in self.listeners:
+            listener.progress(what, done, total)
+
+    def started(self, run: RunStart) -> None:
+        for listener in self.listeners:
+            listener.started(run)
+
+    def ticked(self, step: int) -> None:
+        for listener in self.listeners:
+            listener.ticked(step)
+
+    def stepped(self, report: StepReport) -> None:
+        for listener in self.listeners:
+            listener.stepped(report)
+
+    def previewed(self, preview: Preview) -> None:
+        for listener in self.listeners:
+            listener.previewed(preview)
+
+    def saved(self, step: int, folder: Path) -> None:
+        for listener in self.listeners:
+            listener.saved(step, folder)
+
+    def finished(self, files: Sequence[Path]) -> None:
+        for listener in self.listeners:
+            listener.finished(files)
+
+    def close(self) -> None:
+        for listener in self.listeners:
+            listener.close()
