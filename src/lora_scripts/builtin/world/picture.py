@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from lora_scripts.builtin.world.places import place_shapes
 from lora_scripts.builtin.world.scene import ATTRIBUTES, Scene
@@ -37,6 +37,26 @@ class Picture:
     rng: Random
 
 
+def _spots(scene: Scene, rng: Random) -> list[tuple[float, float, float, bool]]:
+    """Centre, ground line, height and mirroring of each subject, from left to right.
+
+    Wide subjects in groups overlap a little and stand at different depths, since side by side they would be tiny.
+    """
+    count, aspect = scene.count, aspect_of(scene.subject)
+    crowd = 0.0 if count == 1 else min(max(aspect - 0.8, 0.0), 0.4) / 0.4
+    slot = 0.96 / count
+    room = 0.84 if count == 1 else slot * (1.0 + crowd * (0.1 if count == 2 else 0.22))
+    margin = 0.02 + crowd * (0.02 if count == 2 else 0.04)
+    spots = []
+    for i in range(count):
+        height = min(rng.uniform(*_HEIGHTS[count]), room / aspect * rng.uniform(0.94, 1.0))
+        reach = min(max(slot - aspect * height, 0.0) / 2, 0.09 if count == 1 else 0.03)
+        centre = margin + (1 - 2 * margin) / count * (i + 0.5) + rng.uniform(-reach, reach)
+        depth = crowd * (0.06 if count == 2 else 0.1) * (i % 2)
+        spots.append((centre, rng.uniform(0.895, 0.935) - depth, height, rng.random() < 0.5))
+    return spots
+
+
 def compose(scene: Scene, seed: int) -> Picture:
     """The scene laid out: the same for every style and size."""
     number = seed
@@ -47,21 +67,13 @@ def compose(scene: Scene, seed: int) -> Picture:
     sky = sky_shapes(scene.time, rng)
     land = place_shapes(scene.place, mood, rng)
     tones = {name: mood.subject(tone) for name, tone in palette(scene.colour).items()}
-    slot = 0.96 / scene.count
+    ground_colour = next(s.colour for s in reversed(land) if s.role == "ground")
+    spots = sorted(_spots(scene, rng), key=lambda spot: spot[1])
     shadows: list[Shape] = []
     subjects: list[list[Shape]] = []
-    shade = mix(mood.land((60, 56, 80)), land[-1].colour, 0.35)
-    for i in range(scene.count):
-        low, high = _HEIGHTS[scene.count]
-        room = 0.86 if scene.count == 1 else slot * 1.04
-        height = min(rng.uniform(low, high), room / aspect_of(scene.subject) * rng.uniform(0.94, 1.0))
-        loose = max(slot - aspect_of(scene.subject) * height, 0.0) / 2
-        reach = min(loose, 0.09 if scene.count == 1 else 0.03)
-        centre = 0.02 + slot * (i + 0.5) + rng.uniform(-reach, reach)
-        ground = rng.uniform(0.885, 0.93) + (0.02 if i % 2 else 0.0) - (0.03 if scene.count == 3 else 0.0)
-        mirror = rng.random() < 0.5
+    for centre, ground, height, mirror in spots:
         half = aspect_of(scene.subject) * height * (0.36 if hover_of(scene.subject) else 0.44)
-        shadows.append(Shape(ellipse(centre, ground, half, 0.024, 24), shade, "shadow"))
+        shadows.append(Shape(ellipse(centre, ground, half, 0.024, 24), mix(ground_colour, (24, 22, 44), 0.4), "shadow"))
         subjects.append(place_subject(scene.subject, tones, centre, ground, height, mirror))
     rain = rain_streaks(rng) if scene.time == "rain" else []
     return Picture(scene, mood, tones, sky, land, shadows, subjects, rain, rng)
@@ -104,13 +116,21 @@ def sky_gradient(colours: tuple[RGB, RGB, RGB], side: int, horizon: float = 0.62
     return strip.resize((1, side), Image.Resampling.BILINEAR).resize((side, side), Image.Resampling.NEAREST)
 
 
+def _ground_shade(side: int) -> Image.Image:
+    """A factor for the land: 1 at the horizon, a little darker and cooler towards the bottom edge."""
+    low = (230, 231, 238)
+    white = (255, 255, 255)
+    return sky_gradient((white, white, low), side, horizon=1.0)
+
+
 def paint_background(picture: Picture, side: int) -> Image.Image:
     """Sky, land and rain in the plain look."""
     canvas = sky_gradient(picture.mood.sky, side)
     pen = ImageDraw.Draw(canvas)
     paint(pen, picture.sky, side)
     paint(pen, picture.land, side)
-    paint(pen, picture.rain, side)
+    canvas = ImageChops.multiply(canvas, _ground_shade(side))
+    paint(ImageDraw.Draw(canvas), picture.rain, side)
     return canvas
 
 

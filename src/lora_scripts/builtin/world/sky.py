@@ -34,8 +34,10 @@ MOODS: dict[str, Mood] = {
     "sunset": Mood(
         ((112, 70, 150), (240, 116, 108), (255, 208, 124)), (226, 92, 70), 0.34, 0.05, (250, 158, 138), (255, 226, 140)
     ),
-    "night": Mood(((10, 14, 48), (24, 34, 86), (52, 66, 128)), (14, 20, 66), 0.66, 0.1, (52, 62, 112), (255, 220, 110)),
-    "rain": Mood(((98, 108, 122), (132, 142, 154), (168, 176, 184)), (112, 122, 138), 0.46, 0.06, (86, 94, 108)),
+    "night": Mood(
+        ((10, 14, 48), (24, 34, 86), (52, 66, 128)), (22, 30, 92), 0.56, 0.08, (52, 62, 112), (255, 220, 110)
+    ),
+    "rain": Mood(((98, 108, 122), (132, 142, 154), (168, 176, 184)), (116, 126, 142), 0.36, 0.05, (86, 94, 108)),
 }
 
 
@@ -81,10 +83,10 @@ def sky_shapes(time: str, rng: Random) -> list[Shape]:
         for i in range(11):
             star = _star((i + rng.random()) / 11, rng.uniform(0.04, 0.4), rng.uniform(0.016, 0.028))
             shapes.append(Shape(star, (250, 244, 200), "sky"))
-        shapes.append(Shape(ellipse(x, y, 0.14, 0.14), mix(mood.sky[0], (240, 236, 200), 0.16), "sky"))
+        shapes.append(Shape(ellipse(x, y, 0.14, 0.14), mix(mood.sky[0], (150, 160, 220), 0.22), "sky"))
         shapes.append(Shape(ellipse(x, y, 0.095, 0.095), (250, 244, 208), "sky"))
         shapes.append(
-            Shape(ellipse(x - side * 0.045, y - 0.02, 0.082, 0.082), mix(mood.sky[0], (240, 236, 200), 0.12), "sky")
+            Shape(ellipse(x - side * 0.045, y - 0.02, 0.082, 0.082), mix(mood.sky[0], (150, 160, 220), 0.22), "sky")
         )
     else:
         for i in range(4):
@@ -93,11 +95,11 @@ def sky_shapes(time: str, rng: Random) -> list[Shape]:
     return shapes
 
 
-def rain_streaks(rng: Random, count: int = 26) -> list[Shape]:
+def rain_streaks(rng: Random, count: int = 22) -> list[Shape]:
     """Slanted streaks over the whole picture, thick enough to survive scaling down."""
     shapes = []
     for i in range(count):
         x, y = (i + rng.random()) / count * 1.15, rng.uniform(0.1, 0.95)
         length = rng.uniform(0.08, 0.13)
-        shapes.append(Shape([(x, y), (x - length * 0.35, y + length)], (208, 220, 232), "rain", 0.009))
+        shapes.append(Shape([(x, y), (x - length * 0.35, y + length)], (198, 212, 228), "rain", 0.0115))
     return shapes

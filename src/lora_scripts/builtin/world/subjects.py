@@ -276,7 +276,7 @@ def _rocket() -> list[Part]:
             )
         ]
     parts += _solid(body, (-0.22, -0.04))
-    parts += [Part(clip(body, [(-1, -1), (1, -1), (1, 0.2), (-1, 0.2)]), "deep")]
+    parts += [Part(clip(body, [(-1, -1), (1, -1), (1, 0.2), (-1, 0.2)]), "shade")]
     parts += [Part(clip(body, [(-1, 0.7), (1, 0.7), (1, 0.77), (-1, 0.77)]), "light")]
     parts += [Part(ellipse(0, 0.42, 0.12, 0.115, 24), "dark"), Part(ellipse(0, 0.42, 0.085, 0.08, 22), "glass")]
     parts += [_flat(round_box(-0.035, 0.74, 0.035, 0.98, 0.03), "deep")]
@@ -377,9 +377,15 @@ def parts_of(subject: str) -> tuple[Part, ...]:
 
 
 @cache
+def span_of(subject: str) -> tuple[float, float]:
+    """The leftmost and rightmost x of a subject."""
+    x0, _, x1, _ = bounds([p for part in parts_of(subject) for p in part.points])
+    return x0, x1
+
+
 def aspect_of(subject: str) -> float:
     """Width of a subject over its height."""
-    x0, _, x1, _ = bounds([p for part in parts_of(subject) for p in part.points])
+    x0, x1 = span_of(subject)
     return x1 - x0
 
 
@@ -412,6 +418,7 @@ def place_subject(
     """The subject's shapes in the picture, standing (or floating) above the point (centre, ground)."""
     sx = -height if mirror else height
     top = ground - height * (1 + hover_of(subject))
+    centre -= sum(span_of(subject)) / 2 * sx
     shapes = []
     for part in parts_of(subject):
         points: Sequence[Point] = [(centre + x * sx, top + y * height) for x, y in part.points]
