@@ -50,7 +50,7 @@ def _spots(scene: Scene, rng: Random) -> list[tuple[float, float, float, bool]]:
     spots = []
     for i in range(count):
         height = min(rng.uniform(*_HEIGHTS[count]), room / aspect * rng.uniform(0.94, 1.0))
-        reach = min(max(slot - aspect * height, 0.0) / 2, 0.09 if count == 1 else 0.03)
+        reach = min(max(slot - aspect * height - 0.05, 0.0) / 2, 0.09 if count == 1 else 0.03)
         centre = margin + (1 - 2 * margin) / count * (i + 0.5) + rng.uniform(-reach, reach)
         depth = crowd * (0.06 if count == 2 else 0.1) * (i % 2)
         spots.append((centre, rng.uniform(0.895, 0.935) - depth, height, rng.random() < 0.5))
