@@ -1,0 +1,181 @@
+"""Stable Diffusion 1.x: CLIP text encoder, U-Net with cross-attention, epsilon (or v) prediction.
+
+Legend for shapes: B batch, h w latent height and width (pixels / 8), L tokens (77), D width of the text encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from lora_scripts.config import RunConfig
+from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
+from lora_scripts.models.stable_diffusion import StableDiffusionParts, load_stable_diffusion
+from lora_scripts.objectives.ddpm import (
+    NoiseSchedule,
+    add_noise,
+    min_snr_weights,
+    offset_noise,
+    sample_timesteps,
+    snr,
+    training_target,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lora_scripts.models.source import BaseModel
+    from lora_scripts.training.draws import Draws
+
+__all__ = ["StableDiffusion15"]
+
+
+class StableDiffusion15:
+    """Frozen Stable Diffusion 1.x parts and their training objective."""
+
+    name: ClassVar[str] = "sd15"
+    default_targets: ClassVar[Mapping[str, Sequence[str]]] = {
+        "unet": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
+        "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    }
+    export_prefixes: ClassVar[Mapping[str, str]] = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    modelspec_architecture: ClassVar[str] = "stable-diffusion-v1/lora"
+
+    def __init__(self, parts: StableDiffusionParts, source: BaseModel, config: RunConfig, device: torch.device) -> None:
+        self._parts, self._source, self._config, self._device = parts, source, config, device
+        prediction = None if config.prediction == "auto" else config.prediction
+        self.schedule = NoiseSchedule.from_config(
+            parts.scheduler_config, prediction=prediction or parts.prediction_type, zero_snr=config.zero_terminal_snr
+        ).to(device)
+
+    @classmethod
+    def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
+        # The autoencoder stays in float32: in half precision its encoder overflows on some pictures.
+        parts = load_stable_diffusion(source, device, dtype, vae_dtype=torch.float32)
+        for module in (parts.unet, parts.vae, parts.text_encoder):
+            module.requires_grad_(False).eval()
+        if device.type == "cpu":
+            parts.unet.to(memory_format=torch.channels_last)
+        return cls(parts, source, config, device)
+
+    @property
+    def base_model_version(self) -> str:
+        return "sd_v1"
+
+    @property
+    def default_resolution(self) -> int:
+        return int(self._parts.unet.config.sample_size) * 8
+
+    @property
+    def components(self) -> Mapping[str, nn.Module]:
+        return {"unet": self._parts.unet, "text_encoder": self._parts.text_encoder}
+
+    @property
+    def max_caption_tokens(self) -> int:
+        return int(self._parts.tokenizer.model_max_length) - 2
+
+    def count_tokens(self, caption: str) -> int:
+        return len(self._parts.tokenizer(caption, add_special_tokens=False, truncation=False)["input_ids"])
+
+    # What is encoded ahead --------------------------------------------------------------------------------------------
+
+    def encoders(self) -> Sequence[Encoder]:
+        vae = self._parts.vae
+        print_ = self._source.fingerprint
+        stages = [Encoder("latents", "image", f"{print_}/vae/{vae.dtype}/mean+std/fp32", self._encode_pixels, 4)]
+        if not self._config.train_text_encoder:
+            skip = self._config.clip_skip
+            stages.append(
+                Encoder("text", "caption", f"{print_}/clip/{self._parts.text_encoder.dtype}/skip{skip}", self._encode_captions, 32)
+            )
+        return stages
+
+    @torch.no_grad()
+    def _encode_pixels(self, pixels: Sequence[Any]) -> list[dict[str, Tensor]]:
+        """The latent distribution, already scaled: {"latents_mean", "latents_std"} [4,h,w] float32 each.
+
+        Mean and spread are kept rather than one sample, so that every step can draw its own, as diffusers' scripts do.
+        """
+        vae = self._parts.vae
+        posterior = vae.encode(torch.stack(list(pixels)).to(self._device, vae.dtype)).latent_dist
+        mean = (posterior.mean * vae.config.scaling_factor).float().cpu()
+        std = (posterior.std * vae.config.scaling_factor).float().cpu()
+        return [{"latents_mean": m, "latents_std": s} for m, s in zip(mean, std, strict=True)]
+
+    @torch.no_grad()
+    def _encode_captions(self, captions: Sequence[Any]) -> list[dict[str, Tensor]]:
+        """{"prompt_embeds": [L,D]} in the text encoder's number format."""
+        return [{"prompt_embeds": embeds} for embeds in self.embed(captions).cpu()]
+
+    def embed(self, captions: Sequence[str]) -> Tensor:
+        """Text embeddings [B,L,D]; captions over the limit are cut."""
+        input_ids = self._parts.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.max_caption_tokens + 2, return_tensors="pt"
+        ).input_ids
+        encoder = self._parts.text_encoder
+        if self._config.clip_skip == 1:
+            embeds: Tensor = encoder(input_ids.to(encoder.device)).last_hidden_state
+            return embeds
+        hidden = encoder(input_ids.to(encoder.device), output_hidden_states=True).hidden_states
+        normed: Tensor = encoder.text_model.final_layer_norm(hidden[-self._config.clip_skip])
+        return normed
+
+    def release_encoders(self) -> None:
+        if self._device.type == "cuda":
+            self._parts.vae.to("cpu")
+            if not self._config.train_text_encoder:
+                self._parts.text_encoder.to("cpu")
+            torch.cuda.empty_cache()
+
+    # What is trained --------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """Mean squared error of the predicted noise (or velocity), one number per picture, summed."""
+        config, keys = self._config, batch.keys
+        mean, std = batch.tensors["latents_mean"], batch.tensors["latents_std"]
+        shape = mean.shape[1:]
+
+        def on_device(values: Tensor) -> Tensor:
+            return values.to(self._device, non_blocking=True)
+
+        latents = torch.addcmul(mean, std, on_device(draws.normal(keys, shape, "posterior")))
+        noise = on_device(draws.normal(keys, shape, "noise"))
+        if config.noise_offset:
+            offsets = on_device(draws.normal(keys, (shape[0], 1, 1), "offset"))
+            noise = offset_noise(noise, offsets, config.noise_offset)
+        steps = self.schedule.num_train_timesteps
+        timesteps = on_device(
+            sample_timesteps(draws, keys, steps, low=config.min_timestep, high=min(config.max_timestep + 1, steps))
+        )
+        noisy_latents = add_noise(self.schedule, latents, noise, timesteps)
+        target = training_target(self.schedule, latents, noise, timesteps)
+
+        unet = self._parts.unet
+        prompt_embeds = self.embed(batch.captions) if config.train_text_encoder else batch.tensors["prompt_embeds"]
+        if unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+            noisy_latents = noisy_latents.contiguous(memory_format=torch.channels_last)
+        model_pred = unet(noisy_latents.to(unet.dtype), timesteps, prompt_embeds.to(unet.dtype), return_dict=False)[0]
+
+        per_example = mse_loss(model_pred.float(), target, reduction="none").mean(dim=(1, 2, 3))
+        weighted = per_example
+        if config.min_snr_gamma is not None:
+            ratio = snr(self.schedule, timesteps)
+            weighted = per_example * min_snr_weights(ratio, config.min_snr_gamma, self.schedule.prediction)
+        return Loss(weighted.sum(), len(batch), per_example.detach())
+
+    # What is shown ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Image]:
+        from lora_scripts.sampling.denoise import render
+
+        if self._device.type == "cuda":
+            self._parts.vae.to(self._device)
+            self._parts.text_encoder.to(self._device)
+        pictures = render(self._parts, requests, self._device)
+        self.release_encoders()
+        return pictures

@@ -1,0 +1,234 @@
+"""Folders `checkpoint-N`: written whole or not at all, verified before use, holding JSON and safetensors only.
+
+    checkpoint-100/
+      adapter.safetensors      the trainable weights in float32
+      optimizer.safetensors    moments and counters
+      state.json               step, the optimizer's plain numbers, and what the run is (settings, data, base model)
+      NAME-100.safetensors     the LoRA of this step, as other programs load it
+      manifest.json            size and sha256 of every file above; written last
+
+A folder is filled under another name and renamed when every byte is on the disk, so `checkpoint-N` is never half there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_scripts.errors import ResumeError, TrainingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Checkpoint", "differences", "list_checkpoints", "newest_checkpoint", "prune_checkpoints", "save_checkpoint"]
+
+FORMAT = 1
+NAME = re.compile(r"checkpoint-(\d+)")
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `step` optimizer steps.
+
+    Attributes:
+        adapter: trainable weights by name, float32.
+        optimizer_tensors, optimizer_state: as `training.optimizers.optimizer_state` gives them.
+        identity: what must be equal for an exact resume: settings, data digest, base model's fingerprint.
+        loop: small numbers of the loop, such as the smoothed loss.
+    """
+
+    step: int
+    adapter: Mapping[str, Tensor]
+    optimizer_tensors: Mapping[str, Tensor]
+    optimizer_state: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    loop: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    output_dir: Path, checkpoint: Checkpoint, write_extra: Callable[[Path], None] = lambda folder: None
+) -> Path:
+    """The finished folder; `write_extra` adds files of its own to it before it is sealed.
+
+    Raises:
+        TrainingError: the disk is full or the folder cannot be written; older checkpoints are untouched.
+    """
+    from safetensors.torch import save
+
+    final = output_dir / f"checkpoint-{checkpoint.step}"
+    partial = output_dir / (final.name + PARTIAL)
+    state = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "optimizer": checkpoint.optimizer_state,
+        "identity": checkpoint.identity,
+        "loop": checkpoint.loop,
+    }
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        _write(partial / "adapter.safetensors", save({k: v.contiguous() for k, v in checkpoint.adapter.items()}))
+        moments = {k: v.contiguous() for k, v in checkpoint.optimizer_tensors.items()}
+        _write(partial / "optimizer.safetensors", save(moments))
+        _write(partial / "state.json", json.dumps(state, indent=1, ensure_ascii=False).encode())
+        write_extra(partial)
+        files = sorted(path for path in partial.iterdir() if path.is_file())
+        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+        _write(partial / "manifest.json", json.dumps({"format": FORMAT, "files": manifest}, indent=1).encode())
+        if final.exists():  # a damaged one of the same step: kept for whoever wants to look, under another name
+            aside = final.with_name(final.name + ".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(final, aside)
+        os.rename(partial, final)
+        _sync_folder(output_dir)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        need = sum(t.numel() * t.element_size() for t in (*checkpoint.adapter.values(), *checkpoint.optimizer_tensors.values()))
+        raise TrainingError(
+            f"{final}: the checkpoint could not be written ({error.strerror or error}); it needs about "
+            f"{need * 1.3 / 1e6:.0f} MB. Older checkpoints are untouched. Make room and run the same command again to go on."
+        ) from None
+    return final
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The `checkpoint-N` folders, lowest step first, verified or not; links are not followed."""
+    found = []
+    if output_dir.is_dir():
+        for path in output_dir.iterdir():
+            match = NAME.fullmatch(path.name)
+            if match and path.is_dir() and not path.is_symlink():
+                found.append((int(match[1]), path))
+    return [path for _, path in sorted(found)]
+
+
+def newest_checkpoint(output_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose every file is as its manifest says, and a line for each newer one that is not.
+
+    Folders left half written by a run that was cut off are removed.
+    """
+    notes = []
+    if output_dir.is_dir():
+        for path in output_dir.glob(f"checkpoint-*{PARTIAL}"):
+            shutil.rmtree(path, ignore_errors=True)
+    for folder in reversed(list_checkpoints(output_dir)):
+        fault = _fault(folder)
+        if fault is None:
+            try:
+                return _load(folder), notes
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                fault = f"cannot be read ({error})"
+        notes.append(f"{folder.name}: {fault}; the one before it is used.")
+    if notes:
+        notes[-1] = notes[-1].replace("the one before it is used", "there is none before it, so the run starts anew")
+    return None, notes
+
+
+def prune_checkpoints(output_dir: Path, keep: int) -> list[Path]:
+    """Removes all but the newest `keep` checkpoints; the removed folders."""
+    old = list_checkpoints(output_dir)[:-keep]
+    for folder in old:
+        # Renamed first: a removal that is cut off must not leave a folder that looks complete.
+        doomed = folder.with_name(folder.name + PARTIAL)
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    return old
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line for each thing that is not as it was when the checkpoint was written."""
+    lines = []
+    for key in sorted({*saved, *now}):
+        before, after = saved.get(key), now.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after)
+        elif before != after:
+            lines.append(f"  {key}: was {_show(before)}, is now {_show(after)}")
+    return lines
+
+
+def refuse_differences(saved: Mapping[str, Any], now: Mapping[str, Any], output_dir: Path, newest_lora: Path | None) -> None:
+    """Raises ResumeError, with the differences and both ways on, unless the run is the one that was saved."""
+    lines = differences(saved, now)
+    if not lines:
+        return
+    older = newest_lora or output_dir / "checkpoint-N" / "NAME-N.safetensors"
+    raise ResumeError(
+        "\n".join(
+            [
+                f"{output_dir}: holds a run with other settings or data, which cannot be resumed exactly:",
+                *lines,
+                "Two ways on:",
+                "  start anew:  choose another output_dir",
+                f"  build on it: another output_dir, and init_lora_weights: {older.as_posix()}",
+            ]
+        )
+    )
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 70 else text[:67] + "..."
+
+
+def _load(folder: Path) -> Checkpoint:
+    from safetensors.torch import load_file
+
+    state = json.loads((folder / "state.json").read_text("utf-8"))
+    if state["format"] != FORMAT:
+        raise ValueError(f"written in format {state['format']}, this version reads {FORMAT}")
+    return Checkpoint(
+        step=state["step"],
+        adapter=load_file(folder / "adapter.safetensors"),
+        optimizer_tensors=load_file(folder / "optimizer.safetensors"),
+        optimizer_state=state["optimizer"],
+        identity=state["identity"],
+        loop=state["loop"],
+    )
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        files = json.loads((folder / "manifest.json").read_text("utf-8"))["files"]
+        for name, facts in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != facts["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
+            if _sha256(path) != facts["sha256"]:
+                return f"{name} was changed or damaged after it was written (its sha256 differs)"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({type(error).__name__})"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "nt":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
