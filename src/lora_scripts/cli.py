@@ -1,0 +1,122 @@
+"""The command `lora-scripts` and its sub-commands. Heavy libraries are imported by what runs, never for `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_scripts import __version__
+from lora_scripts.errors import LoraScriptsError
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All sub-commands; each stores the function that runs it under `run`."""
+    from lora_scripts.captioners.command import add_arguments as add_label_arguments
+    from lora_scripts.sampling.command import add_arguments as add_sample_arguments
+
+    parser = argparse.ArgumentParser(
+        prog="lora-scripts",
+        description="Pictures in, a LoRA file that works in your own tools out. Nothing leaves this machine.",
+        epilog="First time here: lora-scripts demo",
+    )
+    parser.add_argument("--version", action="version", version=f"lora-scripts {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser("demo", help="see the whole job done in five minutes, on built-in models")
+    demo.add_argument("--output", type=Path, default=Path("demo"), help="folder to write to (default: demo)")
+    demo.add_argument("--style", default="ink wash", help="style of the made-up pictures (default: ink wash)")
+    demo.add_argument("--seed", type=int, default=42, help="another seed, another set of pictures (default: 42)")
+    demo.set_defaults(run=_demo)
+
+    label = commands.add_parser("label", help="write captions for a folder of pictures")
+    add_label_arguments(label)
+    label.set_defaults(run=_label)
+
+    train = commands.add_parser("train", help="train a LoRA from one YAML file")
+    train.add_argument("--config", type=Path, required=True, help="the run's settings, see configs/")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; may be given several times"
+    )
+    train.set_defaults(run=_train)
+
+    sample = commands.add_parser("sample", help="render prompts with LoRA files, or a grid of checkpoints")
+    add_sample_arguments(sample)
+    sample.set_defaults(run=_sample)
+
+    targets = commands.add_parser("targets", help="list the layers of a base model that can get an adapter")
+    targets.add_argument("base_model", help="as base_model in a config")
+    targets.set_defaults(run=_targets)
+
+    settings = commands.add_parser("settings", help="explain every setting, or those whose name holds a word")
+    settings.add_argument("word", nargs="?", default="", help="part of a setting's name")
+    settings.set_defaults(run=_settings)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; its exit code: 0 well, 2 a user's mistake (said in plain words), 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a console that lacks a character must not end a run
+    # Nothing is fetched that the user did not ask for; `allow_download` and `--download` lift this for one model.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except LoraScriptsError as error:
+        print(str(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted. Finished files and checkpoints are intact.", file=sys.stderr)
+        return INTERRUPTED
+    return code
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from lora_scripts.demo import run_demo
+
+    return run_demo(arguments.output, arguments.style, arguments.seed)
+
+
+def _label(arguments: argparse.Namespace) -> int:
+    from lora_scripts.captioners.command import run
+
+    return run(arguments)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from lora_scripts.config_file import load_config
+
+    config, advice = load_config(arguments.config, arguments.set)
+    from lora_scripts.training.run import train_command  # after the config is known to be good: it brings torch
+
+    return train_command(config, advice)
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from lora_scripts.sampling.command import run
+
+    return run(arguments)
+
+
+def _targets(arguments: argparse.Namespace) -> int:
+    from lora_scripts.pipeline import list_targets
+
+    for line in list_targets(arguments.base_model):
+        print(line)
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> int:
+    from lora_scripts.settings_page import describe_settings
+
+    print(describe_settings(arguments.word))
+    return 0
