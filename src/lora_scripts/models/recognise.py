@@ -1,0 +1,220 @@
+"""Which model a weights file or folder holds, told by names and shapes of its tensors and never by its own name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_scripts.errors import ModelError
+from lora_scripts.models.sd_layout import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, ema_name
+from lora_scripts.models.weights_file import WeightsHeader
+
+__all__ = ["Recognised", "read_json", "recognise_file", "recognise_folder", "trained_families"]
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What something is.
+
+    Attributes:
+        family: a name that the table of families uses ("sd15") or would use, or "" where it is no base model at all.
+        title: for people, with its article: "an SDXL model".
+        way_on: what to do about it where it is no base model; may be empty.
+    """
+
+    family: str
+    title: str
+    way_on: str = ""
+
+
+_SD15 = Recognised("sd15", "a Stable Diffusion 1.x model")
+_SD2 = Recognised("sd2", "a Stable Diffusion 2.x model")
+_SDXL = Recognised("sdxl", "an SDXL model")
+_REFINER = Recognised("sdxl_refiner", "an SDXL refiner, which no LoRA is trained on")
+_SD3 = Recognised("sd3", "a Stable Diffusion 3 model")
+_FLUX = Recognised("flux", "a Flux model")
+_LANGUAGE = Recognised("causal_lm", "a language model")
+_LORA = Recognised(
+    "", "a LoRA file, not a base model", "To go on from it, set init_lora_weights to it and base_model to its base."
+)
+_VAE = Recognised("", "a VAE alone", "Give the whole model's file; the VAE is one part of it.")
+_TEXT = Recognised("", "a text encoder alone", "Give the whole model's file; the text encoder is one part of it.")
+_UNET = Recognised(
+    "", "a UNet alone, without VAE and text encoder", "Give the whole model: the full file, or the folder above."
+)
+_CONTROLNET = Recognised("", "a ControlNet", "Give the base model that it belongs to.")
+_EMBEDDING = Recognised("", "a textual inversion embedding", "Give the base model that it belongs to.")
+_INPAINTING = Recognised(
+    "", "an inpainting variant (its UNet has {} input channels)", "Give the plain version of the model, with 4."
+)
+
+_LORA_MARKS = (
+    ".lora_down.",
+    ".lora_up.",
+    ".lora_A.",
+    ".lora_B.",
+    ".hada_w1_a",
+    ".lokr_w1",
+    ".oft_blocks",
+    ".dora_scale",
+    ".lora.down.",
+)
+
+
+def trained_families() -> str:
+    """The names of the families in the table, for messages."""
+    from lora_scripts.families import FAMILIES
+
+    return ", ".join(FAMILIES)
+
+
+def recognise_file(header: WeightsHeader) -> Recognised:
+    """What a single weights file holds.
+
+    Raises:
+        ModelError: none of the known kinds; the first names of the file are shown.
+    """
+    names = header.tensors
+
+    def any_starts(*prefixes: str) -> bool:
+        return any(name.startswith(prefixes) for name in names)
+
+    if any(mark in name for name in names for mark in _LORA_MARKS):
+        return _LORA
+    if any_starts("control_model.", "controlnet_cond_embedding."):
+        return _CONTROLNET
+    if "emb_params" in names or (
+        len(names) <= 4 and any(name in names for name in ("clip_l", "clip_g", "string_to_param"))
+    ):
+        return _EMBEDDING
+    if any_starts(UNET_PREFIX, "model_ema.diffusion_model"):
+        return _recognise_whole(header)
+    if any_starts("double_blocks.", "transformer.double_blocks."):
+        return _FLUX
+    if any_starts("joint_blocks.", "transformer.joint_blocks."):
+        return _SD3
+    if any_starts("input_blocks.0.", "down_blocks.0.") and any_starts("middle_block.", "mid_block."):
+        return _UNET
+    if any_starts("encoder.down.0.", "encoder.down_blocks.0.", VAE_PREFIX):
+        return _VAE
+    if any_starts("text_model.", "encoder.block.0.layer.", "shared.", TEXT_PREFIX, "text_encoders."):
+        return _TEXT
+    if any_starts("model.embed_tokens.", "model.layers.0.", "transformer.h.", "lm_head.", "model.language_model."):
+        return _LANGUAGE
+    some = ", ".join(sorted(names)[:3])
+    raise ModelError(
+        f"{header.path}: no known kind of model; its {len(names)} tensors are named {some}, ... "
+        f"Give a whole checkpoint of a family that this version trains: {trained_families()}."
+    )
+
+
+def _recognise_whole(header: WeightsHeader) -> Recognised:
+    names = header.tensors
+
+    def starts(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in names)
+
+    if starts(UNET_PREFIX + "double_blocks."):
+        return _FLUX
+    if starts(UNET_PREFIX + "joint_blocks."):
+        return _SD3
+    first = names.get(UNET_PREFIX + "input_blocks.0.0.weight") or names.get(
+        ema_name(UNET_PREFIX + "input_blocks.0.0.weight")
+    )
+    if first is None or len(first.shape) != 4:
+        raise ModelError(
+            f"{header.path}: a diffusion model of a kind that this version does not know. It trains {trained_families()}."
+        )
+    if starts("conditioner.embedders.1.") or (starts(UNET_PREFIX + "label_emb.") and starts("conditioner.")):
+        return _SDXL
+    if starts("conditioner.") or starts(UNET_PREFIX + "label_emb."):
+        return _REFINER
+    if starts("cond_stage_model.model."):
+        return _SD2
+    if first.shape[1] != 4:
+        return Recognised("", _INPAINTING.title.format(first.shape[1]), _INPAINTING.way_on)
+    missing = [what for what, prefix in (("VAE", VAE_PREFIX), ("text encoder", TEXT_PREFIX)) if not starts(prefix)]
+    if missing:
+        raise ModelError(
+            f"{header.path}: a Stable Diffusion UNet without its {' and '.join(missing)}. "
+            "Use the full version of the model, which holds UNet, VAE and text encoder in one file."
+        )
+    return _SD15
+
+
+_PIPELINES = {
+    "StableDiffusionXLPipeline": _SDXL,
+    "StableDiffusionXLImg2ImgPipeline": _REFINER,
+    "StableDiffusion3Pipeline": _SD3,
+    "FluxPipeline": _FLUX,
+}
+
+
+def recognise_folder(folder: Path, name: str) -> Recognised:
+    """What a folder with a `model_index.json` or a `config.json` holds.
+
+    Raises:
+        ModelError: neither file is there, or one cannot be read.
+    """
+    if (folder / "model_index.json").is_file():
+        return _recognise_pipeline(folder, name)
+    if (folder / "adapter_config.json").is_file():
+        return _LORA
+    config = read_json(folder / "config.json", name)
+    if "_class_name" in config:
+        parts = {"AutoencoderKL": _VAE, "UNet2DConditionModel": _UNET, "ControlNetModel": _CONTROLNET}
+        return parts.get(
+            config["_class_name"],
+            Recognised("", f"one part of a model ({config['_class_name']})", "Give the folder above."),
+        )
+    kind = str(config.get("model_type", "unknown"))
+    if kind.startswith(("clip", "t5", "umt5")):
+        return _TEXT
+    if any(
+        "CausalLM" in str(name) or "ConditionalGeneration" in str(name) for name in config.get("architectures") or []
+    ):
+        return Recognised("causal_lm", f"a language model ({kind})")
+    return Recognised("", f"a transformers model of type {kind}")
+
+
+def _recognise_pipeline(folder: Path, name: str) -> Recognised:
+    pipeline = str(read_json(folder / "model_index.json", name).get("_class_name"))
+    if pipeline in _PIPELINES:
+        return _PIPELINES[pipeline]
+    if not pipeline.startswith("StableDiffusion") or not (folder / "unet" / "config.json").is_file():
+        return Recognised("", f"a diffusers model of the kind {pipeline}")
+    unet = read_json(folder / "unet" / "config.json", name)
+    if unet.get("addition_embed_type"):
+        return _SDXL
+    if unet.get("use_linear_projection") or unet.get("cross_attention_dim") == 1024:
+        return _SD2
+    channels = unet.get("in_channels", 4)
+    if channels != 4:
+        return Recognised("", _INPAINTING.title.format(channels), _INPAINTING.way_on)
+    return _SD15
+
+
+def read_json(path: Path, name: str) -> Mapping[str, Any]:
+    """A JSON object from a model folder.
+
+    Args:
+        name: of the model, for messages.
+    Raises:
+        ModelError: it is missing or no JSON object.
+    """
+    try:
+        if path.stat().st_size > 10_000_000:
+            raise ModelError(
+                f"{name}: {path.name} is larger than any real one. Get the model again from a source you trust."
+            )
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{name}: {path} is missing. Copy or download the whole folder.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{name}: {path} cannot be read ({type(error).__name__}). Download that file again.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{name}: {path} is not a JSON object. Download that file again.")
+    return config

@@ -1,0 +1,211 @@
+"""From the text of `base_model:` to one checked model on the disk: what it is, of which family, and whether it is whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from lora_scripts.errors import ModelError
+from lora_scripts.models.hashes import weights_fingerprint
+from lora_scripts.models.recognise import Recognised, read_json, recognise_file, recognise_folder, trained_families
+from lora_scripts.models.weights_file import WeightsHeader, inspect_weights, looks_like
+
+__all__ = ["BaseModel", "PredictionType", "component_weights", "resolve_base_model"]
+
+PredictionType = Literal["epsilon", "v_prediction"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model on this machine, checked as far as its headers go; no tensor has been read.
+
+    Attributes:
+        name: as the user wrote it.
+        path: the file, or the folder with `model_index.json`.
+        family: a key of `lora_scripts.families.FAMILIES`.
+        title: short name for metadata and reports.
+        fingerprint: 32 hexadecimal digits, another one for other weights or another configuration.
+        prediction_type: what the denoiser predicts, as far as the model says; "epsilon" where it is silent.
+        zero_terminal_snr: whether it was trained on a schedule whose last step is pure noise.
+    """
+
+    name: str
+    kind: Literal["single_file", "diffusers_folder"]
+    path: Path
+    family: str
+    title: str
+    fingerprint: str
+    prediction_type: PredictionType = "epsilon"
+    zero_terminal_snr: bool = False
+
+
+def resolve_base_model(name: str, *, allow_download: bool = False) -> BaseModel:
+    """The model behind `base_model:`: a file, a diffusers folder, `builtin:NAME`, or a hub id in the local hub cache.
+
+    Args:
+        allow_download: fetch a hub id that is not in the cache; otherwise nothing touches the network.
+    Raises:
+        ModelError: nothing is there (nearest names are suggested), or it is not a whole model of a trained family.
+    """
+    name = name.strip()
+    if name.startswith("builtin:"):
+        from lora_scripts.builtin.weights import builtin_path
+
+        path = builtin_path(name.removeprefix("builtin:"))
+        return _open(path, name, title=name.removeprefix("builtin:"))
+    path = Path(name).expanduser()
+    if path.exists():
+        return _open(path, name, title=path.stem if path.is_file() else path.resolve().name)
+    if _HUB_ID.fullmatch(name) and path.suffix not in (".safetensors", ".ckpt", ".pt", ".bin", ".gguf"):
+        from lora_scripts.models.hub import cached_snapshot, download_snapshot
+
+        snapshot = cached_snapshot(name)
+        if snapshot is None and allow_download:
+            snapshot = download_snapshot(name)
+        if snapshot is not None:
+            return _open(snapshot, name, title=name.rpartition("/")[2])
+        raise ModelError(
+            f"base_model {name}: no such file or folder here, and not in the local hub cache.{_suggest(path)} "
+            "If it is a hub id, set allow_download: true to fetch it once, or give the path of a model on this machine."
+        )
+    raise ModelError(f"base_model {name}: no such file or folder.{_suggest(path)}")
+
+
+def _suggest(path: Path) -> str:
+    """What lies nearest to a path that does not exist, with a leading space; empty when nothing is near."""
+    existing = path.absolute()
+    while not existing.exists() and existing != existing.parent:
+        missing, existing = existing.name, existing.parent
+    try:
+        entries = sorted(entry.name for entry in existing.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        return ""
+    models = [
+        entry for entry in entries if (existing / entry).is_dir() or Path(entry).suffix in (".safetensors", ".ckpt")
+    ]
+    lower = {entry.lower(): entry for entry in models}
+    near = [lower[match] for match in get_close_matches(missing.lower(), list(lower), n=3, cutoff=0.5)]
+    shown = Path(*path.parts[: len(path.parts) - len(path.absolute().relative_to(existing).parts)])
+    if near:
+        return f" Did you mean {' or '.join(str(shown / entry) for entry in near)}?"
+    files = [entry for entry in models if entry.endswith(".safetensors")]
+    return f" In {shown} there are: {', '.join(files[:5])}." if files else ""
+
+
+def _open(path: Path, name: str, *, title: str) -> BaseModel:
+    return _open_file(path, name, title) if path.is_file() else _open_folder(path, name, title)
+
+
+def _open_file(path: Path, name: str, title: str) -> BaseModel:
+    header = inspect_weights(path)
+    family = _trained(recognise_file(header), name)
+    prediction_type, zero_terminal_snr = _file_schedule(header)
+    return BaseModel(
+        name, "single_file", path, family, title, weights_fingerprint([header]), prediction_type, zero_terminal_snr
+    )
+
+
+def _open_folder(folder: Path, name: str, title: str) -> BaseModel:
+    if not (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(f"base_model {name}: {_not_a_model(folder)}")
+    family = _trained(recognise_folder(folder, name), name)
+    headers = [header for part in ("unet", "vae", "text_encoder") for header in component_weights(folder / part, name)]
+    configs = sorted(file for part in folder.iterdir() if part.is_dir() for file in part.glob("*.json"))
+    scheduler: Mapping[str, Any] = {}
+    if (folder / "scheduler" / "scheduler_config.json").is_file():
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json", name)
+    return BaseModel(
+        name,
+        "diffusers_folder",
+        folder,
+        family,
+        title,
+        weights_fingerprint(headers, (file.read_bytes() for file in configs)),
+        _prediction_type(scheduler.get("prediction_type", "epsilon"), name),
+        bool(scheduler.get("rescale_betas_zero_snr", False)),
+    )
+
+
+def _trained(found: Recognised, name: str) -> str:
+    from lora_scripts.families import FAMILIES
+
+    if found.family in FAMILIES:
+        return found.family
+    way_on = found.way_on or "Choose a base model of that family."
+    raise ModelError(f"base_model {name}: this is {found.title}; this version trains {trained_families()}. {way_on}")
+
+
+def _not_a_model(folder: Path) -> str:
+    entries = sorted(folder.iterdir())
+    files = [entry.name for entry in entries if entry.suffix == ".safetensors"]
+    folders = [entry.name for entry in entries if (entry / "model_index.json").is_file()]
+    if files or folders:
+        return f"this folder is not itself a model. It holds {', '.join((folders + files)[:5])}: give one of these."
+    return "this folder holds no model: neither model_index.json (a diffusers folder) nor a .safetensors file."
+
+
+def component_weights(folder: Path, name: str) -> list[WeightsHeader]:
+    """The weights files of one part of a diffusers folder: the plain one, else the fp16 one, else all shards of an index.
+
+    Args:
+        folder: `unet`, `vae` or `text_encoder`.
+        name: of the model, for messages.
+    Raises:
+        ModelError: there are none, only pickles, or a shard is missing.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"base_model {name}: its folder {folder.name} is missing. Copy or download the whole model.")
+    stems = ("model", "diffusion_pytorch_model")
+    for variant in ("", ".fp16", ".non_ema"):
+        for stem in stems:
+            single = folder / f"{stem}{variant}.safetensors"
+            if single.is_file():
+                return [inspect_weights(single)]
+            index = folder / f"{stem}.safetensors.index{variant}.json"
+            if index.is_file():
+                return [inspect_weights(folder / shard) for shard in _shards(index, name)]
+    pickles = [file.name for file in sorted(folder.iterdir()) if file.is_file() and looks_like(file) == "pickle"]
+    if pickles:
+        raise ModelError(
+            f"base_model {name}: {folder.name} holds its weights as a pickle only ({pickles[0]}), which can run any program when "
+            "it is opened, so it is never loaded. Use a version of the model with .safetensors files."
+        )
+    raise ModelError(f"base_model {name}: no .safetensors file in {folder}. Copy or download the whole model.")
+
+
+def _shards(index: Path, name: str) -> Iterator[str]:
+    names = read_json(index, name).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ModelError(f"base_model {name}: {index} lists no weights. Download that file again.")
+    for shard in sorted({str(shard) for shard in names.values()}):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ModelError(f"base_model {name}: {index} points outside its folder or at no weights file ({shard!r}).")
+        yield shard
+
+
+def _file_schedule(header: WeightsHeader) -> tuple[PredictionType, bool]:
+    """What a single file says about its noise schedule: header, marker tensors, or the WebUI's YAML beside it."""
+    said = header.metadata.get("modelspec.prediction_type", "").lower()
+    velocity = said in ("v", "v_prediction", "velocity") or "v_pred" in header.tensors
+    if not velocity and not said:
+        beside = header.path.with_suffix(".yaml")
+        if beside.is_file() and beside.stat().st_size < 100_000:
+            text = beside.read_text(encoding="utf-8", errors="replace")
+            velocity = re.search(r"^\s*parameterization:\s*[\"']?v[\"']?\s*$", text, re.MULTILINE) is not None
+    return ("v_prediction" if velocity else "epsilon"), "ztsnr" in header.tensors
+
+
+def _prediction_type(said: object, name: str) -> PredictionType:
+    if said == "epsilon":
+        return "epsilon"
+    if said == "v_prediction":
+        return "v_prediction"
+    raise ModelError(
+        f"base_model {name}: its scheduler says prediction_type {said!r}; epsilon and v_prediction can be trained."
+    )
