@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,9 @@ from lora_scripts.adapters.resize import fit_rank
 from lora_scripts.adapters.targets import match_layers
 from lora_scripts.adapters.weights import LoRATensors, LoRAWeights
 from lora_scripts.errors import ConfigError, ModelError, ResumeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = ["Adapter", "LoRAConv2d", "LoRALinear", "attach"]
 

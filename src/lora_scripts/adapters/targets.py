@@ -6,12 +6,15 @@ and not `add_to_q`. The component may stand in front of a whole path: `unet.mid_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from lora_scripts.errors import TargetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["adaptable_layers", "match_layers", "short_names", "split_targets"]
 

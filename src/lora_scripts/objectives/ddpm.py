@@ -7,7 +7,6 @@ Source: Ho et al. 2020, arXiv 2006.11239; names and values as diffusers' `DDPMSc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -17,6 +16,8 @@ from torch import Tensor
 from lora_scripts.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from lora_scripts.training.draws import Draws
 
 __all__ = [
