@@ -79,7 +79,9 @@ def test_captions_of_500_random_scenes_read_back_exactly() -> None:
         style = STYLES[i % len(STYLES)] if i % 3 == 0 else None
         for text in (caption(scene, rng, style), canonical_caption(scene)):
             assert read_caption(text) == _attributes(scene), text
-            assert text.isascii() and text == text.lower() and len(text.split()) <= 20, text
+            assert text.isascii(), text
+            assert text == text.lower(), text
+            assert len(text.split()) <= 20, text
 
 
 def test_every_value_reads_back_from_the_canonical_caption() -> None:

@@ -5,7 +5,7 @@ Everything is a function of its arguments: the same scene, seed, style and size 
 """
 
 from lora_scripts.builtin.world.captions import canonical_caption, caption, read_caption
-from lora_scripts.builtin.world.draw import draw, draw_with_mask
+from lora_scripts.builtin.world.drawing import draw, draw_with_mask
 from lora_scripts.builtin.world.scene import (
     ATTRIBUTES,
     COLOURS,

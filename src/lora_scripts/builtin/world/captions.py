@@ -6,10 +6,12 @@ Sentence structure varies; each attribute value has one word only, so a caption 
 from __future__ import annotations
 
 import re
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from lora_scripts.builtin.world.scene import ATTRIBUTES, Scene
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _PLACE_PHRASES = {
     "beach": ("on the beach", "at the beach"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
@@ -14,6 +14,9 @@ from lora_scripts.builtin.world.scene import ATTRIBUTES, Scene
 from lora_scripts.builtin.world.shapes import RGB, Shape, ellipse, mix
 from lora_scripts.builtin.world.sky import MOODS, Mood, rain_streaks, sky_shapes
 from lora_scripts.builtin.world.subjects import aspect_of, hover_of, palette, place_subject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _HEIGHTS = {1: (0.58, 0.68), 2: (0.44, 0.48), 3: (0.35, 0.38)}
 _OUTLINE_WIDTH = 0.013
@@ -62,7 +65,7 @@ def compose(scene: Scene, seed: int) -> Picture:
     number = seed
     for name, values in ATTRIBUTES.items():
         number = number * len(values) + values.index(getattr(scene, name))
-    rng = Random(number)
+    rng = Random(number)  # noqa: S311 (drawing, not secrets)
     mood = MOODS[scene.time]
     sky = sky_shapes(scene.time, rng)
     land = place_shapes(scene.place, mood, rng)

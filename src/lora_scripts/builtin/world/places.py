@@ -6,11 +6,15 @@ Every function returns background shapes from back to front. The ground on which
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from random import Random
+from typing import TYPE_CHECKING
 
 from lora_scripts.builtin.world.shapes import RGB, Point, Shape, ellipse, mix, round_box, spline, tube
-from lora_scripts.builtin.world.sky import Mood
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from lora_scripts.builtin.world.sky import Mood
 
 
 def _hill(rng: Random, level: float, swing: float, waves: float, colour: RGB, role: str = "ground") -> Shape:

@@ -6,8 +6,11 @@ Points are (x, y) with y downwards. A picture's coordinates run from 0 to 1 on b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Point = tuple[float, float]
 RGB = tuple[int, int, int]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from random import Random
+from typing import TYPE_CHECKING
 
 from lora_scripts.builtin.world.shapes import RGB, Point, Shape, ellipse, mix
+
+if TYPE_CHECKING:
+    from random import Random
 
 
 @dataclass(frozen=True)

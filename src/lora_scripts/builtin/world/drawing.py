@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from lora_scripts.builtin.world.picture import Picture, compose, paint_background, paint_subjects, subject_mask
-from lora_scripts.builtin.world.scene import Scene
 from lora_scripts.builtin.world.styles import PAINTERS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from lora_scripts.builtin.world.scene import Scene
 
 _SUPERSAMPLING = 3
 
