@@ -115,8 +115,10 @@ def blueprint(picture: Picture, size: int) -> Image.Image:
         rims = [s for s in shapes if s.rim]
         inside = Image.new("L", (side, side), 0)
         paint(ImageDraw.Draw(inside), rims, side, 255)
-        canvas.paste(mix(ground, picture.tones["light"], 0.42), (0, 0), inside)
-        canvas.paste(picture.tones["light"], (0, 0), ImageChops.multiply(inside, hatch))
+        # White pencil would swallow the white lines, so it presses less.
+        press = 0.55 if picture.scene.colour == "white" else 1.0
+        canvas.paste(mix(ground, picture.tones["light"], 0.42 * press), (0, 0), inside)
+        canvas.paste(mix(ground, picture.tones["light"], press), (0, 0), ImageChops.multiply(inside, hatch))
         inner = Image.new("L", (side, side), 0)
         pen_i = ImageDraw.Draw(inner)
         _outlined(pen_i, rims, side, 0.007, 255, 0)
