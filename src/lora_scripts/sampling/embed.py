@@ -1,0 +1,114 @@
+"""Prompts to text embeddings the way the WebUI makes them: emphasis as factors, long prompts in pieces.
+
+A prompt without emphasis that fits gives exactly what the text encoder gives.
+
+Legend for shapes: L tokens of one piece (77 for CLIP), D width of the text encoder, P pieces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_scripts.sampling.prompt import parse_emphasis
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["embed_prompts"]
+
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_COMMA_BACKTRACK = 20
+"""A piece that is full ends at its last comma if that is at most so many tokens back."""
+
+_ENCODE_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The tokens of one pass through the text encoder, start and end marks left out, with their factors."""
+
+    ids: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+
+
+def embed_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str], *, clip_skip: int = 1) -> list[Tensor]:
+    """One tensor [P * L, D] per prompt, in the text encoder's dtype and on its device.
+
+    Args:
+        prompts: with emphasis, `BREAK` and any length; LoRA tags taken out.
+        clip_skip: 1 is the last layer, 2 the one before it.
+    Source: AUTOMATIC1111/stable-diffusion-webui, `modules/sd_hijack_clip.py` and `modules/sd_emphasis.py` ("Original").
+    """
+    import torch
+
+    pieces = {prompt: _pieces(tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
+    unique = list(dict.fromkeys(piece for parts in pieces.values() for piece in parts))
+    encoded: dict[_Piece, Tensor] = {}
+    for start in range(0, len(unique), _ENCODE_AT_ONCE):
+        chunk = unique[start : start + _ENCODE_AT_ONCE]
+        for piece, embeds in zip(chunk, _encode(text_encoder, tokenizer, chunk, clip_skip), strict=True):
+            encoded[piece] = embeds
+    return [torch.cat([encoded[piece] for piece in pieces[prompt]]) for prompt in prompts]
+
+
+def _encode(text_encoder: Any, tokenizer: Any, pieces: Sequence[_Piece], clip_skip: int) -> list[Tensor]:
+    import torch
+
+    length = int(tokenizer.model_max_length)
+    device = next(text_encoder.parameters()).device
+    rows = []
+    for piece in pieces:
+        row = [tokenizer.bos_token_id, *piece.ids, tokenizer.eos_token_id]
+        rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))
+    input_ids = torch.tensor(rows, device=device)
+    if clip_skip == 1:
+        hidden = text_encoder(input_ids).last_hidden_state
+    else:
+        states = text_encoder(input_ids, output_hidden_states=True).hidden_states
+        hidden = getattr(text_encoder, "text_model", text_encoder).final_layer_norm(states[-clip_skip])
+    return [_weighted(embeds, piece.weights) for embeds, piece in zip(hidden, pieces, strict=True)]
+
+
+def _weighted(embeds: Tensor, weights: Sequence[float]) -> Tensor:
+    """[L, D] times each token's factor, scaled back to the mean it had: emphasis moves a prompt, not its size."""
+    import torch
+
+    if all(weight == 1.0 for weight in weights):
+        return embeds
+    factors = torch.ones(len(embeds), device=embeds.device, dtype=torch.float32)
+    factors[1 : 1 + len(weights)] = torch.tensor(weights, device=embeds.device)
+    scaled = embeds.float() * factors[:, None]
+    return (scaled * (embeds.float().mean() / scaled.mean())).to(embeds.dtype)
+
+
+def _pieces(tokenizer: Any, prompt: str) -> list[_Piece]:
+    """A prompt's tokens, cut where the WebUI cuts: at BREAK, when full, if possible behind a comma."""
+    room = int(tokenizer.model_max_length) - 2
+    comma = tokenizer(",", add_special_tokens=False)["input_ids"][-1]
+    pieces: list[_Piece] = []
+    for section in _BREAK.split(prompt):
+        ids: list[int] = []
+        weights: list[float] = []
+        for text, weight in parse_emphasis(section):
+            found = _token_ids(tokenizer, text)
+            ids += found
+            weights += [weight] * len(found)
+        while len(ids) > room:
+            end = room
+            window = ids[max(0, room - _COMMA_BACKTRACK) : room]
+            if ids[room] != comma and comma in window:
+                end = room - window[::-1].index(comma)
+            pieces.append(_Piece(tuple(ids[:end]), tuple(weights[:end])))
+            ids, weights = ids[end:], weights[end:]
+        pieces.append(_Piece(tuple(ids), tuple(weights)))
+    return pieces
+
+
+def _token_ids(tokenizer: Any, text: str) -> list[int]:
+    if not text:
+        return []
+    # Asked for without a limit, the tokenizer would warn about every long prompt, which are cut into pieces here.
+    return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
