@@ -96,7 +96,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from lora_scripts.config_file import load_config
 
     config, advice = load_config(arguments.config, arguments.set)
-    from lora_scripts.training.run import train_command  # after the config is known to be good: it brings torch
+    from lora_scripts.train_command import train_command  # after the config is known to be good: it brings torch
 
     return train_command(config, advice)
 

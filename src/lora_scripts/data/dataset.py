@@ -15,7 +15,7 @@ from lora_scripts.data.buckets import Fit, bucket_sizes, fit_into
 from lora_scripts.data.captions import with_trigger
 from lora_scripts.errors import DataError
 
-__all__ = ["Dataset", "Example", "LeftOut", "open_dataset"]
+__all__ = ["Dataset", "Example", "LeftOut", "open_dataset", "require_folder"]
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,7 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
     from lora_scripts.data.images import list_images
     from lora_scripts.data.metadata import read_captions
 
-    folder = config.train_data_dir
-    if not folder.is_dir():
-        raise DataError(f"train_data_dir: {folder}: no such folder. Put the pictures there, or correct the path.")
+    folder = require_folder(config)
     table = read_captions(folder, config.metadata_path)
     names = [path.relative_to(folder).as_posix() for path in list_images(folder)]
     step = config.bucket_step
@@ -141,6 +139,15 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
     dataset = Dataset(examples, left_out, tuple(table.notes))
     require_examples(dataset, folder)
     return dataset
+
+
+def require_folder(config: RunConfig) -> Path:
+    """The folder of pictures; raises DataError when it is not there. Cheap, so it is asked before weights are read."""
+    if not config.train_data_dir.is_dir():
+        raise DataError(
+            f"train_data_dir: {config.train_data_dir}: no such folder. Put the pictures there, or correct the path."
+        )
+    return config.train_data_dir
 
 
 def require_examples(dataset: Dataset, folder: Path) -> None:

@@ -135,12 +135,16 @@ class ModelFamily(Protocol):
         """Moves what only `encoders` and `sample` need off the training device."""
         ...
 
-    def count_tokens(self, caption: str) -> int:
-        """Tokens of a caption before it is cut, start and end marks left out."""
+    def cut_caption(self, caption: str) -> str:
+        """The part of a caption that the text encoder reads: all of it, or its beginning."""
         ...
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """One forward pass of the training objective; no optimizer, no backward pass."""
+        ...
+
+    def predict(self, batch: Batch, draws: Draws) -> Tensor:
+        """[B,...] the model's answer for a batch; what the finished file's effect is compared by."""
         ...
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Image]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from lora_scripts.config import RunConfig
+from lora_scripts.devices import needs_checkpointing
 from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
 from lora_scripts.models.stable_diffusion import StableDiffusionParts, load_stable_diffusion
 from lora_scripts.objectives.ddpm import (
@@ -60,6 +61,11 @@ class StableDiffusion15:
             module.requires_grad_(False).eval()
         if device.type == "cpu":
             parts.unet.to(memory_format=torch.channels_last)
+        width, height = config.resolution or (int(parts.unet.config.sample_size) * 8,) * 2
+        if needs_checkpointing(config, device, width * height):
+            parts.unet.enable_gradient_checkpointing()
+            if config.train_text_encoder:
+                parts.text_encoder.gradient_checkpointing_enable()
         return cls(parts, source, config, device)
 
     @property
@@ -78,8 +84,12 @@ class StableDiffusion15:
     def max_caption_tokens(self) -> int:
         return int(self._parts.tokenizer.model_max_length) - 2
 
-    def count_tokens(self, caption: str) -> int:
-        return len(self._parts.tokenizer(caption, add_special_tokens=False, truncation=False)["input_ids"])
+    def cut_caption(self, caption: str) -> str:
+        marks = self._parts.tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = marks["offset_mapping"]
+        if len(spans) <= self.max_caption_tokens:
+            return caption
+        return caption[: spans[self.max_caption_tokens - 1][1]]
 
     # What is encoded ahead --------------------------------------------------------------------------------------------
 
@@ -135,6 +145,21 @@ class StableDiffusion15:
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Mean squared error of the predicted noise (or velocity), one number per picture, summed."""
+        noisy_latents, target, timesteps = self._noised(batch, draws)
+        model_pred = self._denoise(noisy_latents, timesteps, batch)
+        per_example = mse_loss(model_pred.float(), target, reduction="none").mean(dim=(1, 2, 3))
+        weighted = per_example
+        if self._config.min_snr_gamma is not None:
+            ratio = snr(self.schedule, timesteps)
+            weighted = per_example * min_snr_weights(ratio, self._config.min_snr_gamma, self.schedule.prediction)
+        return Loss(weighted.sum(), len(batch), per_example.detach())
+
+    def predict(self, batch: Batch, draws: Draws) -> Tensor:
+        noisy_latents, _, timesteps = self._noised(batch, draws)
+        return self._denoise(noisy_latents, timesteps, batch)
+
+    def _noised(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents [B,4,h,w], what to predict from them [B,4,h,w], and timesteps [B]."""
         config, keys = self._config, batch.keys
         mean, std = batch.tensors["latents_mean"], batch.tensors["latents_std"]
         shape = mean.shape[1:]
@@ -152,20 +177,19 @@ class StableDiffusion15:
             sample_timesteps(draws, keys, steps, low=config.min_timestep, high=min(config.max_timestep + 1, steps))
         )
         noisy_latents = add_noise(self.schedule, latents, noise, timesteps)
-        target = training_target(self.schedule, latents, noise, timesteps)
+        return noisy_latents, training_target(self.schedule, latents, noise, timesteps), timesteps
 
+    def _denoise(self, noisy_latents: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
+        """[B,4,h,w] what the U-Net predicts, in its number format."""
         unet = self._parts.unet
-        prompt_embeds = self.embed(batch.captions) if config.train_text_encoder else batch.tensors["prompt_embeds"]
-        if unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+        trained = self._config.train_text_encoder
+        prompt_embeds = self.embed(batch.captions) if trained else batch.tensors["prompt_embeds"]
+        if self._device.type == "cpu":
             noisy_latents = noisy_latents.contiguous(memory_format=torch.channels_last)
-        model_pred = unet(noisy_latents.to(unet.dtype), timesteps, prompt_embeds.to(unet.dtype), return_dict=False)[0]
-
-        per_example = mse_loss(model_pred.float(), target, reduction="none").mean(dim=(1, 2, 3))
-        weighted = per_example
-        if config.min_snr_gamma is not None:
-            ratio = snr(self.schedule, timesteps)
-            weighted = per_example * min_snr_weights(ratio, config.min_snr_gamma, self.schedule.prediction)
-        return Loss(weighted.sum(), len(batch), per_example.detach())
+        model_pred: Tensor = unet(
+            noisy_latents.to(unet.dtype), timesteps, prompt_embeds.to(unet.dtype), return_dict=False
+        )[0]
+        return model_pred
 
     # What is shown ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,230 @@
+"""config -> dataset -> model family -> adapter -> training loop -> export: the whole run, readable in a minute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_scripts.config import RunConfig, Size
+from lora_scripts.training.events import Events, RunStart
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.data.dataset import Dataset
+    from lora_scripts.data.encoded import EncodedDataset
+    from lora_scripts.families.protocol import ModelFamily
+    from lora_scripts.models.source import BaseModel
+
+__all__ = ["list_targets", "run"]
+
+
+def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lambda: False) -> list[Path]:
+    """Trains what the config describes and returns the finished files; empty when it was stopped early.
+
+    The same `output_dir` again resumes at its newest whole checkpoint.
+
+    Raises:
+        LoraScriptsError: anything the user can mend, said before the long work where that is possible.
+    """
+    import torch
+
+    from lora_scripts.advice import advise
+    from lora_scripts.data.cache import EncodingCache
+    from lora_scripts.data.captions import CaptionSettings
+    from lora_scripts.data.dataset import open_dataset, require_folder
+    from lora_scripts.data.encoded import encode_all
+    from lora_scripts.data.sampler import StepPlan
+    from lora_scripts.devices import choose_device, choose_dtype
+    from lora_scripts.families import family_class
+    from lora_scripts.finish import Finish
+    from lora_scripts.models.source import resolve_base_model
+    from lora_scripts.previews import Previews, preview_requests
+    from lora_scripts.training.loop import Pauses, train
+    from lora_scripts.training.optimizers import OptimizerSettings, ParameterGroup, make_optimizer
+    from lora_scripts.training.resume import Resumable
+
+    started_at = time.time()
+
+    # The frozen model.
+    require_folder(config)
+    source = resolve_base_model(config.base_model, allow_download=config.allow_download)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config, device, source)
+    events.note(f"Base model {source.title} ({source.family}), {str(dtype).removeprefix('torch.')} on {device}.")
+    family = family_class(source.family).load(source, config, device, dtype)
+    resolution = config.resolution or (family.default_resolution, family.default_resolution)
+
+    # Pictures and captions, each encoded once.
+    dataset = open_dataset(config, resolution)
+    captions = CaptionSettings.of(config)
+    data = encode_all(
+        dataset,
+        family.encoders(),
+        captions,
+        EncodingCache(_cache_folder(config)),
+        flip=config.flip,
+        num_workers=4 if config.num_workers == "auto" else config.num_workers,
+        progress=events.progress,
+    )
+    dataset = data.dataset
+    for line in [*dataset.notes, *dataset.summary(), *_cut_captions(family, dataset)]:
+        events.note(line)
+    family.release_encoders()
+
+    # The trainable layers, and the order in which examples come.
+    adapter = _attach(family, config, events)
+    plan = StepPlan(
+        [example.name for example in dataset.examples],
+        [example.fit.bucket for example in dataset.examples],
+        [example.repeats for example in dataset.examples],
+        config.batch_size * config.gradient_accumulation_steps,
+        config.seed,
+    )
+    max_steps = config.max_steps or (config.epochs or 10) * plan.steps_per_epoch
+    groups = [
+        ParameterGroup(name, parameters, _rate(config, name)) for name, parameters in adapter.groups().items()
+    ]
+    optimizer = make_optimizer(config.optimizer, groups, OptimizerSettings(weight_decay=config.weight_decay))
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    for line in advise(config, dataset, resolution, max_steps, plan.uses_per_epoch):
+        events.note(line)
+
+    # Where an earlier run in the same folder left off.
+    finish = Finish(config, source, family, adapter, data, plan, resolution, max_steps, started_at)
+    run_state = Resumable(config, source, dataset, adapter, optimizer, scaler, max_steps, dtype, finish)
+    state = run_state.restore(events)
+    previews = Previews(
+        family, preview_requests(config, dataset, resolution, device, _num_parameters(family)), optimizer, events
+    )
+    events.started(_start(config, source, adapter, data, resolution, max_steps, state.step, device, dtype))
+    if state.step == 0:
+        previews.render(0)
+
+    # Training.
+    pauses = Pauses(
+        save=lambda step: run_state.save(state, events),
+        preview=previews.render,
+        save_every=config.save_steps,
+        preview_every=config.preview_every if previews.requests else 0,
+        should_stop=should_stop,
+    )
+    complete = train(
+        family, adapter, optimizer, data, plan, config, max_steps, state, pauses, events, device, scaler
+    )
+    if not complete:
+        events.note(f"Stopped after step {state.step}. Run the same command again to go on from there.", "warning")
+        return []
+
+    # The finished file: written, read back and compared.
+    files = finish.export(optimizer, previews, device, events)
+    events.finished(files)
+    return files
+
+
+def list_targets(base_model: str) -> list[str]:
+    """The names of all layers of a base model that can get an adapter, with their sizes."""
+    from torch import device, float32, nn
+
+    from lora_scripts.families import family_class
+    from lora_scripts.models.source import resolve_base_model
+
+    source = resolve_base_model(base_model)
+    config = RunConfig(train_data_dir=Path(), base_model=base_model, output_dir=Path())
+    family = family_class(source.family).load(source, config, device("cpu"), float32)
+    return [
+        f"{component}.{name}  {'x'.join(map(str, layer.weight.shape))}"
+        for component, module in family.components.items()
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+
+
+def _attach(family: ModelFamily, config: RunConfig, events: Events) -> Adapter:
+    """The adapter on the chosen layers, fresh or with the weights of an older LoRA."""
+    from lora_scripts.adapters.lora import attach
+    from lora_scripts.export.names import layer_shapes
+    from lora_scripts.export.reader import read_lora_file
+
+    components = dict(family.components)
+    if not config.train_text_encoder:
+        components.pop("text_encoder", None)
+    targets = {name: family.default_targets[name] for name in components}
+    if config.target_modules is not None:
+        targets = {name: config.target_modules for name in components}
+    older = None
+    if config.init_lora_weights is not None:
+        older = read_lora_file(config.init_lora_weights, layer_shapes(family.components))
+    adapter = attach(
+        components, targets, rank=config.lora_rank, alpha=config.alpha, dropout=config.lora_dropout, seed=config.seed
+    )
+    if older is not None:
+        for line in adapter.load_weights(older.weights, strict=False):
+            events.note(line)
+        events.note(f"Training goes on from {config.init_lora_weights}, with a fresh optimizer.")
+    return adapter
+
+
+def _rate(config: RunConfig, component: str) -> float:
+    own = config.text_encoder_learning_rate
+    return own if component.startswith("text_encoder") and own is not None else config.learning_rate
+
+
+def _cache_folder(config: RunConfig) -> Path:
+    """`.cache` beside the pictures, so that all runs on them share it; in the output folder where that is read-only."""
+    import os
+
+    if config.cache_dir is not None:
+        return config.cache_dir
+    if os.access(config.train_data_dir, os.W_OK):
+        return config.train_data_dir / ".cache"
+    return config.output_dir / "cache"
+
+
+def _cut_captions(family: ModelFamily, dataset: Dataset) -> list[str]:
+    """What the text encoder will not read of captions that are too long, one line each."""
+    lines = []
+    for example in dataset.examples:
+        kept = family.cut_caption(example.caption)
+        if kept != example.caption:
+            lost = example.caption[len(kept) :].strip()
+            shown = lost if len(lost) <= 80 else lost[:77] + "..."
+            lines.append(f"  {example.name}: caption is longer than {family.max_caption_tokens} tokens, not read: {shown!r}")
+    more = [f"  and {len(lines) - 10} more captions are too long."] if len(lines) > 10 else []
+    return lines[:10] + more
+
+
+def _num_parameters(family: ModelFamily) -> int:
+    return sum(p.numel() for module in family.components.values() for p in module.parameters())
+
+
+def _start(
+    config: RunConfig,
+    source: BaseModel,
+    adapter: Adapter,
+    data: EncodedDataset,
+    resolution: Size,
+    max_steps: int,
+    first_step: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> RunStart:
+    from lora_scripts.devices import describe_device
+
+    examples = data.dataset.examples
+    buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in data.dataset.bucket_counts.items())
+    settings: dict[str, Any] = config.model_dump(mode="json")
+    settings |= {"resolution": f"{resolution[0]}x{resolution[1]}", "lora_alpha": config.alpha, "max_steps": max_steps}
+    facts = [
+        ("base model", f"{source.title} ({source.family})"),
+        ("device", f"{describe_device(device)}, {str(dtype).removeprefix('torch.')}"),
+        ("pictures", f"{len(examples)} ({buckets})"),
+        ("LoRA", f"rank {config.lora_rank}, alpha {config.alpha:g}, {adapter.num_layers} layers, {adapter.num_parameters:,} weights"),
+        ("steps", f"{max_steps} of batch {config.batch_size} x {config.gradient_accumulation_steps}"),
+        ("optimizer", f"{config.optimizer}, rate {config.learning_rate:g}, {config.lr_scheduler}"),
+        ("output", str(config.output_dir)),
+    ]
+    return RunStart(settings, facts, [(example.name, example.caption) for example in examples], first_step, max_steps)

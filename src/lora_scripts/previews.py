@@ -1,0 +1,68 @@
+"""The pictures that a run shows of itself: fixed prompts and seeds, so that only the adapter differs between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lora_scripts.config import RunConfig, Size
+from lora_scripts.families.protocol import SampleRequest
+from lora_scripts.training.events import Events, Preview
+from lora_scripts.training.optimizers import evaluation_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch.optim import Optimizer
+
+    from lora_scripts.data.dataset import Dataset
+    from lora_scripts.families.protocol import ModelFamily
+
+__all__ = ["Previews", "preview_requests"]
+
+MOST_CPU_PARAMETERS = 100_000_000
+"""Above this, one preview on a CPU takes minutes, so none is rendered unless prompts are given."""
+
+
+def preview_requests(
+    config: RunConfig, dataset: Dataset, resolution: Size, device: torch.device, num_parameters: int
+) -> list[SampleRequest]:
+    """What to render: the prompts of the config, else up to four captions spread over the data set; none when off."""
+    if config.preview_every == 0:
+        return []
+    prompts = list(config.sample_prompts)
+    if not prompts:
+        if device.type == "cpu" and num_parameters > MOST_CPU_PARAMETERS:
+            return []
+        captions = list(dict.fromkeys(example.caption for example in dataset.examples if example.caption))
+        prompts = [captions[i * len(captions) // min(4, len(captions))] for i in range(min(4, len(captions)))]
+        prompts = prompts or [config.trigger_word or ""]
+    return [
+        SampleRequest(
+            prompt=prompt,
+            negative_prompt=config.sample_negative_prompt,
+            seed=config.sample_seed + number,
+            steps=config.sample_steps,
+            guidance=config.sample_guidance,
+            width=resolution[0],
+            height=resolution[1],
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+class Previews:
+    """Renders the requests with the model as it is and tells the listeners; keeps the last pictures."""
+
+    def __init__(
+        self, family: ModelFamily, requests: Sequence[SampleRequest], optimizer: Optimizer, events: Events
+    ) -> None:
+        self._family, self.requests, self._optimizer, self._events = family, list(requests), optimizer, events
+        self.last: Preview | None = None
+
+    def render(self, step: int) -> None:
+        if not self.requests:
+            return
+        with evaluation_weights(self._optimizer):
+            images = self._family.sample(self.requests)
+        self.last = Preview(step, [request.prompt for request in self.requests], images)
+        self._events.previewed(self.last)
