@@ -66,3 +66,9 @@ class Previews:
             images = self._family.sample(self.requests)
         self.last = Preview(step, [request.prompt for request in self.requests], images)
         self._events.previewed(self.last)
+
+    def infotext(self, number: int, base_model: str) -> str:
+        """One request as the WebUI writes it into a picture."""
+        from lora_scripts.sampling.infotext import infotext
+
+        return infotext(self.requests[number], model=base_model)

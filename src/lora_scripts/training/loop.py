@@ -15,6 +15,7 @@ from lora_scripts.training.draws import Draws
 from lora_scripts.training.events import Events, StepReport
 from lora_scripts.training.lr_schedules import learning_rate_factor, resolve_warmup
 from lora_scripts.training.memory import memory_now
+from lora_scripts.training.optimizers import effective_learning_rates, set_learning_rates
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
@@ -87,7 +88,6 @@ def train(
     """
     draws = Draws(config.seed)
     warmup_steps = resolve_warmup(config.warmup_steps, max_steps)
-    base_rates = [group["lr"] for group in optimizer.param_groups]
     parameters = list(adapter.parameters())
     meter = _Meter(state, max_steps, plan.steps_per_epoch, events, device)
 
@@ -96,8 +96,7 @@ def train(
 
         # The rate and everything random follow from the step's number, so a resumed run needs no saved generator.
         factor = learning_rate_factor(config.lr_scheduler, step, max_steps, warmup_steps, num_cycles=_cycles(config))
-        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * factor
+        set_learning_rates(optimizer, factor)
         if config.lora_dropout:
             torch.manual_seed(draws.seed_for(str(step), "dropout"))
 
@@ -125,7 +124,7 @@ def train(
         last = state.step == max_steps
         saving = last or stopping or state.step % pauses.save_every == 0
         if saving or state.step % config.log_steps == 0:
-            meter.report({group.get("name", str(i)): group["lr"] for i, group in enumerate(optimizer.param_groups)})
+            meter.report(effective_learning_rates(optimizer))
 
         # Saves and previews.
         if saving:

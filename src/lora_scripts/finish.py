@@ -1,0 +1,166 @@
+"""The files that a run leaves: the LoRA of each saved step, and at the end the finished one with its card, proved."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_scripts.config import RunConfig, Size
+from lora_scripts.export.metadata import RunFacts, file_metadata
+from lora_scripts.export.sidecar import write_preview, write_sidecar
+from lora_scripts.export.verify import verify_effect, verify_file
+from lora_scripts.export.writer import write_lora
+from lora_scripts.training.draws import Draws
+from lora_scripts.training.events import Events
+from lora_scripts.training.lr_schedules import resolve_warmup
+from lora_scripts.training.optimizers import evaluation_weights
+
+if TYPE_CHECKING:
+    from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.data.encoded import EncodedDataset
+    from lora_scripts.data.sampler import StepPlan
+    from lora_scripts.families.protocol import ModelFamily
+    from lora_scripts.models.source import BaseModel
+    from lora_scripts.previews import Previews
+
+__all__ = ["Finish"]
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Finish:
+    """Writes LoRA files of one run; holds what their headers say."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        source: BaseModel,
+        family: ModelFamily,
+        adapter: Adapter,
+        data: EncodedDataset,
+        plan: StepPlan,
+        resolution: Size,
+        max_steps: int,
+        started_at: float,
+    ) -> None:
+        self._config, self._source, self._family, self._adapter = config, source, family, adapter
+        self._data, self._plan, self._resolution = data, plan, resolution
+        self._max_steps, self._started_at = max_steps, started_at
+        self.proofs: list[str] = []
+        """Lines that say what was compared, after `export`."""
+
+    def write_step(self, folder: Path, step: int) -> None:
+        """Writes `NAME-STEP.safetensors` into a checkpoint's folder."""
+        name = f"{self._config.name}-{step}"
+        metadata = file_metadata(self._facts(name, step), self._config.metadata_level)
+        dtype, prefixes = DTYPES[self._config.save_precision], self._family.export_prefixes
+        write_lora(folder / f"{name}.safetensors", self._adapter.weights(), metadata, dtype, prefixes)
+
+    def export(
+        self, optimizer: torch.optim.Optimizer, previews: Previews, device: torch.device, events: Events
+    ) -> list[Path]:
+        """`NAME.safetensors` with its card, read back and compared; the written files.
+
+        The trained layers are taken out of the model on the way, so this is the last thing done with it.
+
+        Raises:
+            ExportError: the file cannot be written or read back, or does not do what was trained.
+        """
+        config, family = self._config, self._family
+        path = config.output_dir / f"{config.name}.safetensors"
+        prefixes = family.export_prefixes
+        with evaluation_weights(optimizer):
+            weights = self._adapter.weights()
+            trained_output = self._probe(device)
+        facts = self._facts(config.name, self._max_steps)
+        write_lora(path, weights, file_metadata(facts, config.metadata_level), DTYPES[config.save_precision], prefixes)
+
+        read_back = verify_file(path, weights, prefixes)
+        self._adapter.detach()
+        effect = verify_effect(
+            path, family.components, lambda: self._probe(device), trained_output, prefixes, compute_dtype=trained_output.dtype
+        )
+        self.proofs = [str(read_back), str(effect)]
+        for line in self.proofs:
+            events.note(line)
+
+        card = write_sidecar(
+            path,
+            base_model_version=family.base_model_version,
+            activation_text=config.trigger_word or "",
+            description=config.description,
+            preferred_weight=0.8,
+            notes=f"Trained with lora-scripts on {self._source.title}, {len(self._data.dataset.examples)} pictures, {self._max_steps} steps.",
+        )
+        files = [path, card]
+        if previews.last is not None:
+            files.append(write_preview(path, previews.last.images[0], previews.infotext(0, self._source.title)))
+        return files
+
+    @torch.no_grad()
+    def _probe(self, device: torch.device) -> torch.Tensor:
+        """The model's answer for the first example at a fixed draw."""
+        batch = self._data.batch(self._plan.step(0)[:1], device)
+        return self._family.predict(batch, Draws(self._config.seed))
+
+    def _facts(self, name: str, step: int) -> RunFacts:
+        config, dataset = self._config, self._data.dataset
+        tags: dict[str, Counter[str]] = {}
+        folders: dict[str, list[int]] = {}
+        for example in dataset.examples:
+            folder = Path(example.name).parent.name or config.train_data_dir.resolve().name
+            tags.setdefault(folder, Counter()).update(part.strip() for part in example.caption.split(",") if part.strip())
+            folders.setdefault(folder, []).append(example.repeats)
+        epochs = -(-step // self._plan.steps_per_epoch)
+        return RunFacts(
+            output_name=name,
+            base_model_version=self._family.base_model_version,
+            modelspec_architecture=self._family.modelspec_architecture,
+            rank=config.lora_rank,
+            alpha=config.alpha,
+            base_model=self._source.title,
+            base_model_hash=self._base_hash(),
+            network_dropout=config.lora_dropout,
+            steps=step,
+            max_steps=self._max_steps,
+            epochs=epochs,
+            num_epochs=-(-self._max_steps // self._plan.steps_per_epoch),
+            learning_rate=config.learning_rate,
+            text_encoder_learning_rate=config.text_encoder_learning_rate,
+            optimizer=config.optimizer,
+            lr_scheduler=config.lr_scheduler,
+            lr_warmup_steps=resolve_warmup(config.warmup_steps, self._max_steps),
+            batch_size=config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            max_grad_norm=config.max_grad_norm,
+            min_snr_gamma=config.min_snr_gamma,
+            noise_offset=config.noise_offset,
+            zero_terminal_snr=bool(config.zero_terminal_snr),
+            caption_dropout=config.caption_dropout,
+            caption_shuffle=config.caption_shuffle,
+            flip=config.flip,
+            seed=config.seed,
+            resolution=self._resolution,
+            buckets=dataset.bucket_counts,
+            num_images=len(dataset.examples),
+            dataset_dirs={folder: (repeats[0], len(repeats)) for folder, repeats in folders.items()},
+            tag_frequency=tags,
+            trigger_word=config.trigger_word or "",
+            description=config.description,
+            started_at=self._started_at,
+            finished_at=time.time(),
+            clip_skip=None if config.clip_skip == 1 else config.clip_skip,
+        )
+
+    def _base_hash(self) -> str:
+        """The first ten digits of the base file's sha256, as the WebUI shows it; of a folder, of its fingerprint."""
+        from lora_scripts.models.hashes import file_sha256
+
+        if self._source.path.is_file():
+            return file_sha256(self._source.path)[:10]
+        return hashlib.sha256(self._source.fingerprint.encode()).hexdigest()[:10]

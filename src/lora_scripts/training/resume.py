@@ -1,0 +1,129 @@
+"""Saving a run so that it can go on, and going on: what is equal, what is restored, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lora_scripts.config import RunConfig
+from lora_scripts.training.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    newest_checkpoint,
+    prune_checkpoints,
+    refuse_differences,
+    save_checkpoint,
+)
+from lora_scripts.training.events import Events
+from lora_scripts.training.loop import LoopState
+from lora_scripts.training.optimizers import evaluation_weights, load_optimizer_state, optimizer_state
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.data.dataset import Dataset
+    from lora_scripts.models.source import BaseModel
+
+__all__ = ["FREE_TO_CHANGE", "Resumable", "identity"]
+
+FREE_TO_CHANGE = frozenset(
+    {
+        "train_data_dir", "metadata_path", "exclude", "cache_dir", "base_model", "allow_download", "device", "num_workers",
+        "gradient_checkpointing", "output_dir", "output_name", "save_steps", "keep_checkpoints", "log_steps",
+        "save_precision", "metadata_level", "description", "sample_prompts", "sample_every", "sample_negative_prompt",
+        "sample_steps", "sample_guidance", "sample_seed", "epochs", "max_steps",
+    }
+)  # fmt: skip
+"""Settings that do not shape the weights by themselves: data and base model are compared by content, steps by number."""
+
+
+class Writer(Protocol):
+    """Writes the loadable LoRA of a step into a checkpoint's folder."""
+
+    def write_step(self, folder: Path, step: int) -> None: ...
+
+
+def identity(config: RunConfig, source: BaseModel, dataset: Dataset, max_steps: int, dtype: torch.dtype) -> dict[str, Any]:
+    """All that must be equal for a resumed run to be the unbroken one."""
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_TO_CHANGE}
+    return {
+        **settings,
+        "lora_alpha": config.alpha,
+        "mixed_precision": str(dtype).removeprefix("torch."),
+        "steps in all": max_steps,
+        "base model": source.fingerprint,
+        "pictures and captions": {
+            example.name: f"{example.digest[:16]} {example.fit.bucket[0]}x{example.fit.bucket[1]} {example.caption!r}"
+            for example in dataset.examples
+        },
+    }
+
+
+class Resumable:
+    """A run's moving parts, and how they go to disk and come back."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        source: BaseModel,
+        dataset: Dataset,
+        adapter: Adapter,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        max_steps: int,
+        dtype: torch.dtype,
+        writer: Writer,
+    ) -> None:
+        self._config, self._adapter, self._optimizer = config, adapter, optimizer
+        self._scaler, self._writer = scaler, writer
+        self._identity = identity(config, source, dataset, max_steps, dtype)
+
+    def restore(self, events: Events) -> LoopState:
+        """The state to go on from: the newest whole checkpoint's, or a fresh one.
+
+        Raises:
+            ResumeError: the folder holds a run with other settings or data.
+        """
+        output_dir = self._config.output_dir
+        checkpoint, notes = newest_checkpoint(output_dir)
+        for line in notes:
+            events.note(line, "warning")
+        if checkpoint is None:
+            return LoopState()
+        folder = output_dir / f"checkpoint-{checkpoint.step}"
+        files = [path for path in folder.glob("*.safetensors") if path.name.endswith(f"-{checkpoint.step}.safetensors")]
+        refuse_differences(checkpoint.identity, self._identity, output_dir, files[0] if files else None)
+        self._adapter.load_state_dict(checkpoint.adapter)
+        load_optimizer_state(self._optimizer, checkpoint.optimizer_tensors, checkpoint.optimizer_state)
+        state = LoopState(**checkpoint.loop)
+        if state.scaler:
+            self._scaler.load_state_dict(state.scaler)
+        events.note(f"Resuming after step {state.step}, from {folder}.")
+        return state
+
+    def save(self, state: LoopState, events: Events) -> None:
+        """Writes `checkpoint-N` with the loadable LoRA of that step in it, and removes the oldest if asked to."""
+        tensors, numbers = optimizer_state(self._optimizer)
+        checkpoint = Checkpoint(
+            step=state.step,
+            adapter=self._adapter.state_dict(),
+            optimizer_tensors=tensors,
+            optimizer_state=numbers,
+            identity=self._identity,
+            loop=vars(state),
+        )
+
+        def write_lora(folder: Path) -> None:
+            with evaluation_weights(self._optimizer):
+                self._writer.write_step(folder, state.step)
+
+        folder = self._config.output_dir / f"checkpoint-{state.step}"
+        if folder in list_checkpoints(self._config.output_dir):
+            same, _ = newest_checkpoint(self._config.output_dir)
+            if same is not None and same.step == state.step:
+                return  # resumed at the last step: it is already there, whole
+        folder = save_checkpoint(self._config.output_dir, checkpoint, write_lora)
+        if self._config.keep_checkpoints is not None:
+            prune_checkpoints(self._config.output_dir, self._config.keep_checkpoints)
+        events.saved(state.step, folder)
