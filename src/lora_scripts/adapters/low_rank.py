@@ -1,10 +1,11 @@
-"""The products of a LoRA layer, forward and backward, in as few kernels as they take.
+"""The products of a linear LoRA layer, forward and backward, in as few kernels as they take.
 
-A frozen layer and its low-rank change written with plain torch operations cost two extra passes over the output, one
-over the gradient of the input, and a dozen autograd nodes. Here the change is added inside the matrix product itself, and
-neither the base output nor the unscaled change is kept for the backward pass.
+Written with plain torch operations, a frozen layer and its low-rank change take two extra passes over the output and
+one over the gradient of the input, and a dozen autograd nodes. Here both are added inside the matrix product.
+The figures are in docs/benchmarks.md; adding the change to the weight first (fewer products, but in half precision the
+rounded sum would lose it) was measured too and gains nothing at the sizes of a U-Net.
 
-Legend for shapes: N rows, R rank, in/out features or channels, h w picture, k kernel size.
+Legend for shapes: N rows, R rank, in/out features.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["conv2d_low_rank", "linear_low_rank"]
+__all__ = ["linear_low_rank"]
 
 
 def linear_low_rank(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -51,26 +52,3 @@ class _Linear(torch.autograd.Function):
         grad_a = (grad_low.t() @ x).float()
         grad_b = (grad.t() @ low).float().mul_(ctx.scale)
         return grad_x, None, None, grad_a, grad_b, None
-
-
-def conv2d_low_rank(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    scale: float,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Tensor:
-    """conv(x, W) + b + scale * conv1x1(conv(x, A), B), [batch, out, h', w'].
-
-    Args:
-        x: [batch, in, h, w] in the dtype of the frozen weight, contiguous or channels-last.
-        weight, bias: [out, in, k, k] and [out], frozen; no groups.
-        A, B: [R, in, k, k] and [out, R, 1, 1] in float32, used in the dtype of x.
-    """
-    low = F.conv2d(x, A.to(x.dtype), None, stride, padding, dilation)
-    out = F.conv2d(x, weight, bias, stride, padding, dilation)
-    return torch.add(out, F.conv2d(low, B.to(x.dtype)), alpha=scale)

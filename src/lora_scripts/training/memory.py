@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ def process_memory() -> MemoryReading:
 def _linux() -> tuple[int, int]:
     import resource
 
-    with open("/proc/self/statm", encoding="ascii") as file:
-        current = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    current = int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     # Linux counts ru_maxrss in KiB.
     return current, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
