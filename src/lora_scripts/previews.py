@@ -69,6 +69,18 @@ class Previews:
 
     def infotext(self, number: int, base_model: str) -> str:
         """One request as the WebUI writes it into a picture."""
-        from lora_scripts.sampling.infotext import infotext
+        from lora_scripts.sampling.denoise import DEFAULT_SAMPLER
+        from lora_scripts.sampling.infotext import format_infotext
 
-        return infotext(self.requests[number], model=base_model)
+        request = self.requests[number]
+        return format_infotext(
+            request.prompt,
+            request.negative_prompt,
+            steps=request.steps,
+            sampler=DEFAULT_SAMPLER,
+            guidance=request.guidance,
+            seed=request.seed,
+            width=request.width,
+            height=request.height,
+            model=base_model,
+        )

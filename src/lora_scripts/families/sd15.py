@@ -200,6 +200,6 @@ class StableDiffusion15:
         if self._device.type == "cuda":
             self._parts.vae.to(self._device)
             self._parts.text_encoder.to(self._device)
-        pictures = render(self._parts, requests, self._device)
+        pictures = render(self._parts, requests, self._device, clip_skip=self._config.clip_skip)
         self.release_encoders()
         return pictures
