@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.errors import ConfigError, DataError, did_you_mean
+from lora_scripts.report.facts import Measurement
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lora_scripts.builtin.world import Scene
 
-__all__ = ["Measurement", "measure", "run_demo"]
+__all__ = ["Reading", "measure", "run_demo"]
 
 NUM_PICTURES = 24
 NUM_MEASURED = 48
@@ -29,7 +30,7 @@ BASE_MODEL = "builtin:mini-sd"
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Reading:
     """What the judges read in pictures of the same prompts and seeds, without and with the LoRA; shares 0..1."""
 
     style_before: float
@@ -42,16 +43,12 @@ class Measurement:
         """Attributes read right with the LoRA, as a share of those read right without it."""
         return self.attributes_after / self.attributes_before if self.attributes_before else 0.0
 
-    def lines(self, style: str) -> list[tuple[str, str, str, str]]:
-        """(what, before, after, note) for people."""
+    def measurements(self, style: str) -> list[Measurement]:
+        """The figures for people."""
+        kept = f"subject, colour, place, time, count; {self.attributes_kept:.0%} of before"
         return [
-            (f"read as {style}", f"{self.style_before:.0%}", f"{self.style_after:.0%}", "by a classifier that training never sees"),
-            (
-                "prompted attributes read right",
-                f"{self.attributes_before:.0%}",
-                f"{self.attributes_after:.0%}",
-                f"subject, colour, place, time, count; {self.attributes_kept:.0%} of before",
-            ),
+            Measurement(f"read as {style}", _percent(self.style_before), _percent(self.style_after), "by a judge that training never sees"),
+            Measurement("prompted attributes read right", _percent(self.attributes_before), _percent(self.attributes_after), kept),
         ]
 
 
@@ -86,25 +83,24 @@ def run_demo(output: Path, style: str = "ink wash", seed: int = 42) -> int:
 
     print("3. Training ...", flush=True)
     config = demo_config(output, style, seed)
-    from lora_scripts.train_command import train_command
+    from lora_scripts.train_command import STOPPED, train_and_report
 
-    code = train_command(config)
-    if code:
-        return code
+    outcome = train_and_report(config)
+    if not outcome.complete:
+        return STOPPED
 
     print(f"4. Rendering {NUM_MEASURED} prompts without and with the LoRA, and measuring ...", flush=True)
     file = config.output_dir / f"{config.name}.safetensors"
-    measured, before_after = measure(config.base_model, file, style, seed)
+    reading, before_after = measure(config.base_model, file, style, seed)
     picture = output / "before_after.png"
     before_after.save(picture)
 
     from lora_scripts.report.build import build_report
 
-    files = [path for path in (file, file.with_suffix(".json"), file.with_suffix(".png")) if path.is_file()]
-    report = build_report(config, files, measurements=measured.lines(style))
+    report = build_report(config, outcome, reading.measurements(style))
     print()
-    for what, before, after, note in measured.lines(style):
-        print(f"   {what}: {before} before, {after} after ({note})")
+    for figure in reading.measurements(style):
+        print(f"   {figure.label}: {figure.before} before, {figure.after} after ({figure.note})")
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes. Look at:")
     for path, what in ((picture, "the same prompts before and after"), (report, "the whole story"), (file, "the LoRA")):
         print(f"   {path}   {what}")
@@ -163,7 +159,7 @@ def demo_config(output: Path, style: str, seed: int) -> RunConfig:
     return RunConfig.model_validate(settings)
 
 
-def measure(base_model: str, file: Path, style: str, seed: int, count: int = NUM_MEASURED) -> tuple[Measurement, Image]:
+def measure(base_model: str, file: Path, style: str, seed: int, count: int = NUM_MEASURED) -> tuple[Reading, Image]:
     """What the judges read without and with the LoRA file, on prompts of scenes drawn afresh, and a picture of both.
 
     The prompts hold the trigger word in both cases, so the difference is the LoRA's alone.
@@ -197,13 +193,17 @@ def measure(base_model: str, file: Path, style: str, seed: int, count: int = NUM
         with LoRASet(components, [WeightedLoRA(lora.weights)]):
             after = render(parts, requests, device, batch_size=16)
     judges = load_judges()
-    result = Measurement(
+    result = Reading(
         _share(found == style for found in judges.read_style(before)),
         _share(found == style for found in judges.read_style(after)),
         _attributes_right(judges.read_attributes(before), scenes),
         _attributes_right(judges.read_attributes(after), scenes),
     )
     return result, side_by_side(before[:6], after[:6], [request.prompt for request in requests[:6]])
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.0f} %"
 
 
 def _share(hits: object) -> float:

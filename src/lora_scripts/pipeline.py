@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,29 @@ if TYPE_CHECKING:
     from lora_scripts.families.protocol import ModelFamily
     from lora_scripts.models.source import BaseModel
 
-__all__ = ["list_targets", "run"]
+__all__ = ["Outcome", "list_targets", "run"]
 
 
-def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lambda: False) -> list[Path]:
-    """Trains what the config describes and returns the finished files; empty when it was stopped early.
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves.
+
+    Attributes:
+        complete: false when it was stopped early; then there are no files but the newest checkpoint's.
+        files: the finished file first, then its card.
+        proofs: what was compared after writing, one line each.
+        advice: one line each.
+    """
+
+    complete: bool
+    dataset: Dataset
+    files: Sequence[Path] = ()
+    proofs: Sequence[str] = ()
+    advice: Sequence[str] = ()
+
+
+def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+    """Trains what the config describes, to the proved file; `should_stop` true saves and ends it after a step.
 
     The same `output_dir` again resumes at its newest whole checkpoint.
 
@@ -90,7 +109,8 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     ]
     optimizer = make_optimizer(config.optimizer, groups, OptimizerSettings(weight_decay=config.weight_decay))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    for line in advise(config, dataset, resolution, max_steps, plan.uses_per_epoch):
+    advice = advise(config, dataset, resolution, max_steps, plan.uses_per_epoch)
+    for line in advice:
         events.note(line)
 
     # Where an earlier run in the same folder left off.
@@ -117,12 +137,12 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     )
     if not complete:
         events.note(f"Stopped after step {state.step}. Run the same command again to go on from there.", "warning")
-        return []
+        return Outcome(False, dataset, advice=advice)
 
     # The finished file: written, read back and compared.
     files = finish.export(optimizer, previews, device, events)
     events.finished(files)
-    return files
+    return Outcome(True, dataset, files, finish.proofs, advice)
 
 
 def list_targets(base_model: str) -> list[str]:

@@ -9,12 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.errors import DataError, LoraScriptsError
 from lora_scripts.training.events import Events, Listener
 
-__all__ = ["StopSignal", "train_command"]
+if TYPE_CHECKING:
+    from lora_scripts.pipeline import Outcome
+
+__all__ = ["StopSignal", "train_and_report", "train_command"]
 
 STOPPED = 130
 
@@ -50,8 +54,21 @@ class StopSignal:
                 signal.signal(number, handler)
 
 
-def train_command(config: RunConfig, advice: Sequence[str] = (), more: Sequence[Listener] = ()) -> int:
-    """Runs the pipeline, listens, writes the report; the exit code."""
+def train_command(config: RunConfig, advice: Sequence[str] = ()) -> int:
+    """Trains and reports; the exit code."""
+    outcome = train_and_report(config, advice)
+    if not outcome.complete:
+        return STOPPED
+    print(_next_steps(config, outcome.files[0]))
+    return 0
+
+
+def train_and_report(config: RunConfig, advice: Sequence[str] = (), more: Sequence[Listener] = ()) -> Outcome:
+    """The pipeline with every listener at work, and the report at the end.
+
+    Raises:
+        LoraScriptsError: as `pipeline.run`; the run's log holds the message too.
+    """
     from lora_scripts.pipeline import run
     from lora_scripts.report.build import build_report
     from lora_scripts.training.console import ConsoleListener
@@ -60,40 +77,41 @@ def train_command(config: RunConfig, advice: Sequence[str] = (), more: Sequence[
     from lora_scripts.training.tensorboard import TensorBoardListener
 
     output_dir = config.output_dir
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / f".write-test-{time.time_ns()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise DataError(f"output_dir: {output_dir}: cannot be written ({error.strerror}). Choose another folder.") from None
+    _require_writable(output_dir)
     console = ConsoleListener()
-    events = Events([console, LogFile(output_dir / "train.log")])
-    events.listeners += [
+    files: list[Listener] = [
+        LogFile(output_dir / "train.log"),
         TensorBoardListener(output_dir / "logs"),
         SampleFiles(output_dir / "samples"),
         RunRecord(output_dir / "record.jsonl"),
-        *more,
     ]
+    events = Events([console, *files, *more])
     stop = StopSignal()
     try:
         for line in advice:
             events.note(line, "warning")
         with stop.installed():
-            files = run(config, events, stop)
-        if not files:
-            return STOPPED
-        report = build_report(config, files)
-        events.note(f"Report: {report}")
-        events.note(_next_steps(config, files[0]))
+            outcome = run(config, events, stop)
+        if outcome.complete:
+            events.note(f"Report: {build_report(config, outcome)}")
     except LoraScriptsError as error:
-        for listener in events.listeners:
-            if listener is not console:  # the console gets it from the command's exit
-                listener.note(str(error), "warning")
+        for listener in files:  # the console gets it from the command's end
+            listener.note(str(error), "warning")
         raise
     finally:
         events.close()
-    return 0
+    return outcome
+
+
+def _require_writable(folder: Path) -> None:
+    """Raises DataError, before any weight is read, when the output folder cannot take files."""
+    probe = folder / f".write-test-{time.time_ns()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataError(f"output_dir: {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
 
 
 def _next_steps(config: RunConfig, file: Path) -> str:

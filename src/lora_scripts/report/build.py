@@ -1,0 +1,70 @@
+"""Collects what the report tells: the run's record, its data set with small pictures, its files and proofs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_scripts.config import RunConfig
+from lora_scripts.errors import DataError
+from lora_scripts.report.facts import Measurement, ReportFacts, Thumbnail
+
+if TYPE_CHECKING:
+    from lora_scripts.data.dataset import Dataset
+    from lora_scripts.pipeline import Outcome
+
+__all__ = ["build_report"]
+
+MOST_THUMBNAILS = 60
+THUMBNAIL_PIXELS = 192
+
+
+def build_report(config: RunConfig, outcome: Outcome, measurements: Sequence[Measurement] = ()) -> Path:
+    """Writes `output_dir/report.html` anew from the run's record and returns its path."""
+    from lora_scripts.report.page import write_report
+    from lora_scripts.training.record import read_record
+
+    path = config.output_dir / "report.html"
+    name = config.name
+    dataset = outcome.dataset
+    trigger = f"{config.trigger_word}, " if config.trigger_word else ""
+    facts = ReportFacts(
+        name=name,
+        trigger=config.trigger_word or "",
+        num_pictures=len(dataset.examples),
+        thumbnails=_thumbnails(dataset),
+        left_out=[(item.name, item.reason) for item in dataset.left_out],
+        bucket_counts={f"{width}x{height}": count for (width, height), count in dataset.bucket_counts.items()},
+        measurements=measurements,
+        files=outcome.files,
+        verification=outcome.proofs,
+        advice=[line.removeprefix("Advice: ") for line in outcome.advice],
+        next_commands=[
+            (
+                "render pictures with it",
+                f'lora-scripts sample --base-model {config.base_model} --prompt "{trigger}... <lora:{name}:0.8>" '
+                f"--lora-dir {config.output_dir} --output pictures",
+            ),
+            ("look at the curves", f"tensorboard --logdir {config.output_dir / 'logs'} --port 6006"),
+        ],
+        written_settings=config.model_fields_set,
+    )
+    write_report(path, read_record(config.output_dir / "record.jsonl"), facts)
+    return path
+
+
+def _thumbnails(dataset: Dataset) -> list[Thumbnail]:
+    """The first pictures as they train: fitted to their shape, then made small."""
+    from lora_scripts.data.buckets import fit_image
+    from lora_scripts.data.images import read_image
+
+    thumbnails = []
+    for example in dataset.examples[:MOST_THUMBNAILS]:
+        try:
+            image = fit_image(read_image(example.path), example.fit)
+        except DataError:
+            continue  # removed or damaged since it was encoded; the report can do without
+        image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+        thumbnails.append(Thumbnail(image, example.name, example.caption))
+    return thumbnails
