@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.errors import ModelError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import CLIPTokenizer
 
 __all__ = [
@@ -115,9 +116,9 @@ def find_tokenizer(beside: Path | None, vocab_size: int, name: str) -> CLIPToken
     """
     if beside is not None and beside.is_dir():
         tokenizer = tokenizer_from_folder(beside)
-        if len(tokenizer) > vocab_size:
+        if len(tokenizer) > vocab_size or (vocab_size == CLIP_VOCAB_SIZE and len(tokenizer) < vocab_size):
             raise ModelError(
-                f"{name}: the tokenizer in {beside} knows {len(tokenizer)} tokens, the text encoder only {vocab_size}. "
+                f"{name}: the tokenizer in {beside} knows {len(tokenizer)} tokens, the text encoder {vocab_size}. "
                 "They belong to different models: replace the tokenizer folder."
             )
         return tokenizer
@@ -150,7 +151,10 @@ def _from_hub_cache() -> CLIPTokenizer | None:
 def _builtin_tokenizer(vocab_size: int) -> CLIPTokenizer | None:
     from lora_scripts.builtin.weights import builtin_path
 
-    path = builtin_path("mini-sd")
+    try:
+        path = builtin_path("mini-sd")
+    except ModelError:
+        return None
     folder = (path if path.is_dir() else path.parent) / "tokenizer"
     if not folder.is_dir():
         return None

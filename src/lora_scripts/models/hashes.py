@@ -6,14 +6,18 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_scripts.atomic import write_atomically
 from lora_scripts.errors import DataError
-from lora_scripts.models.weights_file import WeightsHeader
 
-__all__ = ["file_sha256", "weights_fingerprint", "webui_legacy_hash"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lora_scripts.models.weights_file import WeightsHeader
+
+__all__ = ["file_sha256", "webui_legacy_hash", "weights_fingerprint"]
 
 _WINDOWS = 64
 _WINDOW_BYTES = 1 << 16
@@ -32,7 +36,7 @@ def weights_fingerprint(headers: Iterable[WeightsHeader], texts: Iterable[bytes]
     """
     digest = hashlib.sha256()
     for header in headers:
-        with open(header.path, "rb", buffering=0) as file:
+        with header.path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             digest.update(f"{size}\n".encode())
             digest.update(file.read(header.data_start))
@@ -59,7 +63,7 @@ def webui_legacy_hash(path: Path | str) -> str:
     Source: AUTOMATIC1111/stable-diffusion-webui, `modules/sd_models.py`, and kohya-ss/sd-scripts, `library/train_util.py`: SHA-256
     of 64 KB from offset 1 MB on, cut to 8 digits.
     """
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         file.seek(0x100000)
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
 
@@ -80,7 +84,7 @@ def file_sha256(path: Path | str, *, cache_file: Path | None = None) -> str:
     entry = known.get(str(path))
     if isinstance(entry, dict) and entry.get("stamp") == stamp and isinstance(entry.get("sha256"), str):
         return str(entry["sha256"])
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     known = {**_read_cache(cache_file), str(path): {"stamp": stamp, "sha256": sha256}}
     _write_cache(cache_file, known)

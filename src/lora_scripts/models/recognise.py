@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import ModelError
 from lora_scripts.models.sd_layout import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, ema_name
-from lora_scripts.models.weights_file import WeightsHeader
 
-__all__ = ["Recognised", "read_json", "recognise_file", "recognise_folder", "trained_families"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_scripts.models.weights_file import WeightsHeader
+
+__all__ = ["Recognised", "read_json", "recognise_file", "recognise_folder", "shard_names", "trained_families"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ _TEXT = Recognised("", "a text encoder alone", "Give the whole model's file; the
 _UNET = Recognised(
     "", "a UNet alone, without VAE and text encoder", "Give the whole model: the full file, or the folder above."
 )
+_TRANSFORMER = Recognised("", "a diffusion transformer alone (Flux, SD 3, Qwen-Image and others)")
 _CONTROLNET = Recognised("", "a ControlNet", "Give the base model that it belongs to.")
 _EMBEDDING = Recognised("", "a textual inversion embedding", "Give the base model that it belongs to.")
 _INPAINTING = Recognised(
@@ -96,13 +100,15 @@ def recognise_file(header: WeightsHeader) -> Recognised:
         return _FLUX
     if any_starts("joint_blocks.", "transformer.joint_blocks."):
         return _SD3
+    if any_starts("transformer_blocks.0."):
+        return _TRANSFORMER
     if any_starts("input_blocks.0.", "down_blocks.0.") and any_starts("middle_block.", "mid_block."):
         return _UNET
     if any_starts("encoder.down.0.", "encoder.down_blocks.0.", VAE_PREFIX):
         return _VAE
     if any_starts("text_model.", "encoder.block.0.layer.", "shared.", TEXT_PREFIX, "text_encoders."):
         return _TEXT
-    if any_starts("model.embed_tokens.", "model.layers.0.", "transformer.h.", "lm_head.", "model.language_model."):
+    if any_starts("model.embed_tokens.", "model.layers.", "transformer.h.", "lm_head.", "model.language_model."):
         return _LANGUAGE
     some = ", ".join(sorted(names)[:3])
     raise ModelError(
@@ -218,3 +224,19 @@ def read_json(path: Path, name: str) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{name}: {path} is not a JSON object. Download that file again.")
     return config
+
+
+def shard_names(index: Path, name: str) -> list[str]:
+    """The files that the index of a sharded model lists, sorted.
+
+    Raises:
+        ModelError: it lists none, or points outside its folder.
+    """
+    weight_map = read_json(index, name).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{name}: {index} lists no weights. Download that file again.")
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    for shard in shards:
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ModelError(f"{name}: {index} points outside its folder or at no weights file ({shard!r}).")
+    return shards

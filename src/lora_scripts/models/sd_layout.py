@@ -85,9 +85,10 @@ def unet_names(names: Iterable[str]) -> dict[str, str]:
                 return theirs + name.removeprefix(ours)
         if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name):
             kind, index, rest = match.groups()
-            block = 1 if kind == "attentions" else {"0": 0, "1": 2}.get(index)
-            if block is not None and (kind == "resnets" or index == "0"):
-                return f"middle_block.{block}.{_resnet(rest) if kind == 'resnets' else rest}"
+            if kind == "attentions" and index == "0":
+                return f"middle_block.1.{rest}"
+            if kind == "resnets" and index in ("0", "1"):
+                return f"middle_block.{2 * int(index)}.{_resnet(rest)}"
         if match := re.fullmatch(
             r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name
         ):
@@ -163,26 +164,31 @@ def ema_name(original: str) -> str:
     return "model_ema." + original.removeprefix("model.").replace(".", "")
 
 
-def derive_config(component: str, shapes: Shapes) -> dict[str, Any]:
+def derive_config(component: str, shapes: Shapes, written: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The published configuration with everything that the shapes decide put in; equal to it for a full-size model.
 
-    Not visible in shapes are the numbers of attention heads and of norm groups and the VAE's scaling factor: those stay as
-    published, and a scaled-down file says otherwise in its header.
+    Not visible in shapes are the numbers of attention heads and of norm groups, the VAE's scaling factor and a few more: those
+    come from `written`, else stay as published.
 
     Args:
         component: "unet", "vae" or "text_encoder".
         shapes: of all tensors of the single file, by their original names.
+        written: settings from the file's header; what the shapes say goes before it.
     Raises:
         ModelError: the shapes do not describe a model of this kind.
     """
     derive = {"unet": _unet_config, "vae": _vae_config, "text_encoder": _text_encoder_config}[component]
     try:
-        return {**published_config(component), **derive(shapes)}
+        config = {**published_config(component), **(written or {}), **derive(shapes)}
     except (KeyError, IndexError, ValueError) as error:
         raise ModelError(
             f"the {component} in this file is not built like Stable Diffusion 1.x (at {error}). "
             "The file is incomplete or of another model: use the original download."
         ) from None
+    if component == "text_encoder" and "num_attention_heads" not in (written or {}):
+        # CLIP's heads are 64 wide in every published size.
+        config["num_attention_heads"] = max(1, config["hidden_size"] // 64)
+    return config
 
 
 def _unet_config(shapes: Shapes) -> dict[str, Any]:
@@ -242,12 +248,9 @@ def _text_encoder_config(shapes: Shapes) -> dict[str, Any]:
     return {
         "vocab_size": vocab_size,
         "hidden_size": width,
-        "projection_dim": width,
         "intermediate_size": shapes[prefix + "encoder.layers.0.mlp.fc1.weight"][0],
         "max_position_embeddings": shapes[prefix + "embeddings.position_embedding.weight"][0],
         "num_hidden_layers": _count(shapes, prefix + "encoder.layers."),
-        # CLIP's heads are 64 wide in every published size.
-        "num_attention_heads": max(1, width // 64),
     }
 
 

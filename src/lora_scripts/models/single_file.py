@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,8 @@ from lora_scripts.models.sd_layout import (
 from lora_scripts.models.stable_diffusion import CONFIG_KEY, StableDiffusionParts, load_stable_diffusion
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from torch import Tensor
 
@@ -74,7 +75,11 @@ def write_single_file(
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata)
+        # The writer makes files that only their owner can read; the user's own default is what is expected here.
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except Exception as error:  # the writer raises its own kind of exception for a full disk
         raise ExportError(

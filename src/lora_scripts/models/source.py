@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_scripts.errors import ModelError
+from lora_scripts.models.file_kinds import looks_like
 from lora_scripts.models.hashes import weights_fingerprint
-from lora_scripts.models.recognise import Recognised, read_json, recognise_file, recognise_folder, trained_families
-from lora_scripts.models.weights_file import WeightsHeader, inspect_weights, looks_like
+from lora_scripts.models.hub import cached_snapshot, download_snapshot, pick_weights
+from lora_scripts.models.recognise import (
+    Recognised,
+    read_json,
+    recognise_file,
+    recognise_folder,
+    shard_names,
+    trained_families,
+)
+from lora_scripts.models.weights_file import WeightsHeader, inspect_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["BaseModel", "PredictionType", "component_weights", "resolve_base_model"]
 
@@ -60,14 +71,21 @@ def resolve_base_model(name: str, *, allow_download: bool = False) -> BaseModel:
         path = builtin_path(name.removeprefix("builtin:"))
         return _open(path, name, title=name.removeprefix("builtin:"))
     path = Path(name).expanduser()
-    if path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise ModelError(f"base_model {name}: cannot be looked up ({error.strerror}). Check the path.") from None
+    if exists:
         return _open(path, name, title=path.stem if path.is_file() else path.resolve().name)
     if _HUB_ID.fullmatch(name) and path.suffix not in (".safetensors", ".ckpt", ".pt", ".bin", ".gguf"):
-        from lora_scripts.models.hub import cached_snapshot, download_snapshot
-
         snapshot = cached_snapshot(name)
-        if snapshot is None and allow_download:
-            snapshot = download_snapshot(name)
+        if allow_download and (snapshot is None or _missing_parts(snapshot)):
+            snapshot = download_snapshot(name, lambda folder: _trained(recognise_folder(folder, name), name))
+        if snapshot is not None and (missing := _missing_parts(snapshot)):
+            raise ModelError(
+                f"base_model {name}: it is in the local hub cache, but its {' and '.join(missing)} never arrived. "
+                "Set allow_download: true to fetch the rest, or give the path of a whole model."
+            )
         if snapshot is not None:
             return _open(snapshot, name, title=name.rpartition("/")[2])
         raise ModelError(
@@ -77,9 +95,15 @@ def resolve_base_model(name: str, *, allow_download: bool = False) -> BaseModel:
     raise ModelError(f"base_model {name}: no such file or folder.{_suggest(path)}")
 
 
+def _missing_parts(snapshot: Path) -> list[str]:
+    """Which parts a download that was broken off left empty; pickles count as there, they are refused later by name."""
+    parts = [snapshot / part for part in ("unet", "vae", "text_encoder")]
+    return [part.name for part in parts if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin"))]
+
+
 def _suggest(path: Path) -> str:
     """What lies nearest to a path that does not exist, with a leading space; empty when nothing is near."""
-    existing = path.absolute()
+    existing, missing = path.absolute(), path.name
     while not existing.exists() and existing != existing.parent:
         missing, existing = existing.name, existing.parent
     try:
@@ -99,16 +123,21 @@ def _suggest(path: Path) -> str:
 
 
 def _open(path: Path, name: str, *, title: str) -> BaseModel:
-    return _open_file(path, name, title) if path.is_file() else _open_folder(path, name, title)
+    if path.is_file():
+        return _open_file(path, name, title)
+    if not path.is_dir():
+        raise ModelError(
+            f"base_model {name}: neither a file nor a folder. Give a .safetensors file or a diffusers folder."
+        )
+    return _open_folder(path, name, title)
 
 
 def _open_file(path: Path, name: str, title: str) -> BaseModel:
     header = inspect_weights(path)
     family = _trained(recognise_file(header), name)
     prediction_type, zero_terminal_snr = _file_schedule(header)
-    return BaseModel(
-        name, "single_file", path, family, title, weights_fingerprint([header]), prediction_type, zero_terminal_snr
-    )
+    fingerprint = weights_fingerprint([header], _small_files(path.parent / "tokenizer"))
+    return BaseModel(name, "single_file", path, family, title, fingerprint, prediction_type, zero_terminal_snr)
 
 
 def _open_folder(folder: Path, name: str, title: str) -> BaseModel:
@@ -116,7 +145,7 @@ def _open_folder(folder: Path, name: str, title: str) -> BaseModel:
         raise ModelError(f"base_model {name}: {_not_a_model(folder)}")
     family = _trained(recognise_folder(folder, name), name)
     headers = [header for part in ("unet", "vae", "text_encoder") for header in component_weights(folder / part, name)]
-    configs = sorted(file for part in folder.iterdir() if part.is_dir() for file in part.glob("*.json"))
+    texts = [text for part in sorted(folder.iterdir()) if part.is_dir() for text in _small_files(part)]
     scheduler: Mapping[str, Any] = {}
     if (folder / "scheduler" / "scheduler_config.json").is_file():
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json", name)
@@ -126,10 +155,15 @@ def _open_folder(folder: Path, name: str, title: str) -> BaseModel:
         folder,
         family,
         title,
-        weights_fingerprint(headers, (file.read_bytes() for file in configs)),
+        weights_fingerprint(headers, texts),
         _prediction_type(scheduler.get("prediction_type", "epsilon"), name),
         bool(scheduler.get("rescale_betas_zero_snr", False)),
     )
+
+
+def _small_files(folder: Path) -> list[bytes]:
+    """Configurations and vocabularies, which decide about the outputs as much as weights do; empty without the folder."""
+    return [file.read_bytes() for file in sorted(folder.glob("*")) if file.suffix in (".json", ".txt")]
 
 
 def _trained(found: Recognised, name: str) -> str:
@@ -161,15 +195,11 @@ def component_weights(folder: Path, name: str) -> list[WeightsHeader]:
     """
     if not folder.is_dir():
         raise ModelError(f"base_model {name}: its folder {folder.name} is missing. Copy or download the whole model.")
-    stems = ("model", "diffusion_pytorch_model")
-    for variant in ("", ".fp16", ".non_ema"):
-        for stem in stems:
-            single = folder / f"{stem}{variant}.safetensors"
-            if single.is_file():
-                return [inspect_weights(single)]
-            index = folder / f"{stem}.safetensors.index{variant}.json"
-            if index.is_file():
-                return [inspect_weights(folder / shard) for shard in _shards(index, name)]
+    picked = pick_weights(file.name for file in folder.iterdir() if file.is_file())
+    if picked and picked[0].endswith(".json"):
+        return [inspect_weights(folder / shard) for shard in shard_names(folder / picked[0], f"base_model {name}")]
+    if picked:
+        return [inspect_weights(folder / picked[0])]
     pickles = [file.name for file in sorted(folder.iterdir()) if file.is_file() and looks_like(file) == "pickle"]
     if pickles:
         raise ModelError(
@@ -177,16 +207,6 @@ def component_weights(folder: Path, name: str) -> list[WeightsHeader]:
             "it is opened, so it is never loaded. Use a version of the model with .safetensors files."
         )
     raise ModelError(f"base_model {name}: no .safetensors file in {folder}. Copy or download the whole model.")
-
-
-def _shards(index: Path, name: str) -> Iterator[str]:
-    names = read_json(index, name).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise ModelError(f"base_model {name}: {index} lists no weights. Download that file again.")
-    for shard in sorted({str(shard) for shard in names.values()}):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ModelError(f"base_model {name}: {index} points outside its folder or at no weights file ({shard!r}).")
-        yield shard
 
 
 def _file_schedule(header: WeightsHeader) -> tuple[PredictionType, bool]:

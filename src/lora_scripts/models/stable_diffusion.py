@@ -7,9 +7,8 @@ put in its place, so that the peak is the model in its final dtype plus one tens
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import ModelError
@@ -31,6 +30,8 @@ from lora_scripts.models.source import BaseModel, PredictionType, component_weig
 from lora_scripts.models.weights_file import WeightsHeader, inspect_weights, read_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from torch import nn
@@ -131,21 +132,21 @@ def build_component(part: str, config: Mapping[str, Any], name: str) -> Any:
 
 def _single_file_configs(header: WeightsHeader, name: str) -> dict[str, dict[str, Any]]:
     """Configuration of each part and of the scheduler: published, then what the shapes say, then what the header says."""
-    shapes = {key: info.shape for key, info in header.tensors.items()}
-    if not any(key.startswith(UNET_PREFIX) for key in shapes):
-        # Only the running average is there, under names without dots: what the shapes say cannot be told apart.
-        configs = {part: derive_config(part, shapes) for part in COMPONENTS if part != "unet"}
-        configs["unet"] = published_config("unet")
-    else:
-        configs = {part: derive_config(part, shapes) for part in COMPONENTS}
-    configs["scheduler"] = published_config("scheduler")
+    written: dict[str, dict[str, Any]] = {part: {} for part in (*COMPONENTS, "scheduler")}
     if CONFIG_KEY in header.metadata:
         try:
-            written = json.loads(header.metadata[CONFIG_KEY])
-            for part, config in written.items():
-                configs[part].update(config)
+            for part, config in json.loads(header.metadata[CONFIG_KEY]).items():
+                written[part].update(config)
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
             raise ModelError(f"{name}: the header entry {CONFIG_KEY} is damaged. Write the file anew.") from None
+    shapes = {key: info.shape for key, info in header.tensors.items()}
+    configs = {"scheduler": {**published_config("scheduler"), **written["scheduler"]}}
+    for part in COMPONENTS:
+        if part == "unet" and not any(key.startswith(UNET_PREFIX) for key in shapes):
+            # Only the running average is there, under names without dots: which block a shape belongs to cannot be told.
+            configs[part] = {**published_config(part), **written[part]}
+        else:
+            configs[part] = derive_config(part, shapes, written[part])
     return configs
 
 
@@ -189,8 +190,13 @@ def _folder_names(
     return result
 
 
-_IGNORED = ("embeddings.position_ids", "logit_scale", "text_projection", "text_projection.weight")
-_PREFIXES = {"unet": UNET_PREFIX, "vae": VAE_PREFIX, "text_encoder": TEXT_PREFIX}
+_LAYERS = {
+    "unet": re.compile(re.escape(UNET_PREFIX)),
+    "vae": re.compile(re.escape(VAE_PREFIX) + r"(encoder|decoder|quant_conv|post_quant_conv)\."),
+    "text_encoder": re.compile(re.escape(TEXT_PREFIX) + r"(text_model\.)?encoder\.layers\."),
+}
+"""Names in a single file that must all find a place. Around them real files carry what no loader reads: position numbers,
+losses of the VAE's training, a projection, schedule tables."""
 
 
 def _fill(
@@ -218,10 +224,8 @@ def _fill(
     left_over = [key for key in found if key not in expected]
     for header, names in files:
         used = set(names.values())
-        # In a single file the other parts' tensors and the schedule tables belong to nobody here.
-        mine = [key for key in header.tensors if key.startswith(_PREFIXES[part]) and key not in used]
         if not any(key.startswith("model_ema.") for key in used):
-            left_over += [key for key in mine if not key.endswith(_IGNORED)]
+            left_over += [key for key in header.tensors if _LAYERS[part].match(key) and key not in used]
     if missing or left_over:
         what = (
             f"{len(missing)} tensors are missing, first {missing[0]}"

@@ -11,16 +11,17 @@ from __future__ import annotations
 import json
 import os
 import struct
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lora_scripts.errors import ModelError
+from lora_scripts.models.file_kinds import FILE_KINDS, looks_like
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
     import torch
     from torch import Tensor
 
@@ -112,112 +113,12 @@ class WeightsHeader:
     metadata: Mapping[str, str]
 
 
-_STARTS = (
-    (b"version https://git-lfs", "git-lfs pointer"),
-    (b"GGUF", "gguf"),
-    (b"\x89PNG\r\n", "image"),
-    (b"\xff\xd8\xff", "image"),
-    (b"GIF8", "image"),
-    (b"BM", "image"),
-    (b"II*\x00", "image"),
-    (b"MM\x00*", "image"),
-    (b"\x89HDF\r\n", "hdf5"),
-    (b"7z\xbc\xaf\x27\x1c", "archive"),
-    (b"Rar!\x1a\x07", "archive"),
-    (b"\x1f\x8b", "archive"),
-    (b"%PDF-", "pdf"),
-    (b"(dp", "pickle"),
-    (b"(lp", "pickle"),
-    (b"c__builtin__", "pickle"),
-    (b"ccopy_reg", "pickle"),
-    (b"cposix", "pickle"),
-    (b"cos\n", "pickle"),
-)
-
-_WHAT = {
-    "empty": ("the file is empty", "Download it again; the last attempt was broken off or the disk was full."),
-    "html": (
-        "this is a web page, not weights",
-        "A download that needed a login or a click leaves one behind. Open the link in a browser and download the file itself.",
-    ),
-    "git-lfs pointer": (
-        "this is a git-lfs pointer, a few lines of text in place of the weights",
-        "Run `git lfs pull` in that repository, or download the file itself.",
-    ),
-    "pickle": (
-        "this is a pickle (.ckpt, .pt or .bin weights), which can run any program when it is opened, so it is never loaded",
-        "Use the .safetensors version of the model, or convert it in a place you trust (the WebUI's checkpoint merger writes "
-        "safetensors), then give the new file.",
-    ),
-    "gguf": (
-        "this is a GGUF file, quantised for inference, which cannot be trained",
-        "Use the original .safetensors file or folder of the model.",
-    ),
-    "image": ("this is a picture, not weights", "Give the path of the model's .safetensors file."),
-    "archive": ("this is a packed archive", "Unpack it, then give the .safetensors file that was inside."),
-    "hdf5": ("this is an HDF5 file of another framework", "Use the .safetensors version of the model."),
-    "pdf": ("this is a PDF document, not weights", "Give the path of the model's .safetensors file."),
-    "json": ("this is a JSON text, not weights", "Give the .safetensors file, or the folder that holds it."),
-    "text": ("this is a text file, not weights", "Give the path of the model's .safetensors file."),
-    "unknown": (
-        "this is not a safetensors file",
-        "Use a model in safetensors format. If the name says it is one, the file is damaged: download it again.",
-    ),
-}
-
-
-def looks_like(path: Path | str) -> str:
-    """What a file is, judged by its first bytes and never by its name.
-
-    Returns:
-        "safetensors", or one of "empty", "html", "git-lfs pointer", "pickle", "gguf", "image", "archive", "hdf5", "pdf",
-        "json", "text", "unknown". "safetensors" means the file starts like one, not that it is whole.
-    """
-    with open(path, "rb") as file:
-        head = file.read(1024)
-    if not head:
-        return "empty"
-    # A header length below the cap followed by "{" is safetensors; a larger one is left to `inspect_weights` to refuse.
-    if len(head) >= 9 and head[8:9] == b"{" and head[4:8] == b"\0\0\0\0":
-        return "safetensors"
-    for start, kind in _STARTS:
-        if head.startswith(start):
-            return kind
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "image"
-    if head[0] == 0x80 and len(head) > 1 and head[1] <= 5:
-        return "pickle"
-    if head.startswith(b"PK\x03\x04"):
-        return "pickle" if _zip_holds_pickle(Path(path), head) else "archive"
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<body", b"<script")):
-        return "html"
-    if text.startswith((b"{", b"[")):
-        return "json"
-    return "unknown" if any(byte < 9 for byte in head) or len(head) < 16 else _text_or_unknown(head)
-
-
-def _text_or_unknown(head: bytes) -> str:
-    try:
-        head[:-4].decode("utf-8")
-    except UnicodeDecodeError:
-        return "unknown"
-    return "text"
-
-
-def _zip_holds_pickle(path: Path, head: bytes) -> bool:
-    """Whether a zip is one that torch wrote; only its list of names is read, nothing is unpacked."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        # A half download has no list at its end; torch puts the pickle first, so its name is in the first bytes.
-        return b".pkl" in head
-
-
-def inspect_weights(path: Path | str) -> WeightsHeader:
+def inspect_weights(path: Path | str, *, allow_zero_tail: bool = False) -> WeightsHeader:
     """The header of a safetensors file that is whole: every offset checked, nothing missing, nothing left over.
 
+    Args:
+        allow_zero_tail: for files whose content is checked by a hash elsewhere and in which zeros may be right, such as an
+            optimizer's state.
     Raises:
         ModelError: the file is missing, is something else, is cut off, or its header contradicts itself.
     """
@@ -225,16 +126,17 @@ def inspect_weights(path: Path | str) -> WeightsHeader:
     try:
         kind = looks_like(path)
         if kind != "safetensors":
-            what, way_on = _WHAT[kind]
+            what, way_on = FILE_KINDS[kind]
             raise ModelError(f"{path}: {what}. {way_on}")
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             header_bytes = _header_bytes(file, path, size)
             data_start = 8 + len(header_bytes)
             tensors, metadata = _parse_header(header_bytes, path)
             _check_layout(tensors, size - data_start, path)
             header = WeightsHeader(path, data_start, tensors, metadata)
-            _check_tail(file, header, size)
+            if not allow_zero_tail:
+                _check_tail(file, header, size)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file.") from None
     except OSError as error:
@@ -379,7 +281,7 @@ def read_tensors(
     """
     import torch
 
-    with open(header.path, "rb", buffering=0) as file:
+    with header.path.open("rb", buffering=0) as file:
         for name in sorted(names, key=lambda name: header.tensors[name].begin):
             info = header.tensors[name]
             raw = torch.empty(info.num_bytes, dtype=torch.uint8)
@@ -392,7 +294,7 @@ def read_tensors(
 
 
 def _read_fully(file: Any, position: int, into: Tensor, path: Path) -> None:
-    view = memoryview(into.numpy()).cast("B")
+    view = into.numpy().data
     file.seek(position)
     done = 0
     while done < len(view):
