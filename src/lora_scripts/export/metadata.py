@@ -132,7 +132,10 @@ def file_metadata(facts: RunFacts, level: Level = "full") -> dict[str, str]:
         "ss_enable_bucket": str(len(facts.buckets) > 1),
         "ss_bucket_info": _json(_bucket_info(facts.buckets)),
         "ss_dataset_dirs": _json(
-            {_last_part(name): {"n_repeats": repeats, "img_count": count} for name, (repeats, count) in facts.dataset_dirs.items()}
+            {
+                _last_part(name): {"n_repeats": repeats, "img_count": count}
+                for name, (repeats, count) in facts.dataset_dirs.items()
+            }
         ),
         "ss_tag_frequency": _json({_last_part(name): _sorted_tags(tags) for name, tags in facts.tag_frequency.items()}),
         "ss_training_comment": facts.description,
@@ -208,7 +211,11 @@ def fit_metadata(metadata: Mapping[str, str], max_bytes: int) -> dict[str, str]:
     Nothing else is ever that long; what readers sort and filter by stays.
     """
     texts = dict(metadata)
-    if metadata_bytes(texts) > max_bytes and "modelspec.thumbnail" in texts and len(texts["modelspec.thumbnail"]) > max_bytes // 2:
+    if (
+        metadata_bytes(texts) > max_bytes
+        and "modelspec.thumbnail" in texts
+        and len(texts["modelspec.thumbnail"]) > max_bytes // 2
+    ):
         del texts["modelspec.thumbnail"]
     while metadata_bytes(texts) > max_bytes and texts.get("ss_tag_frequency", "{}") != "{}":
         texts["ss_tag_frequency"] = _halve_tags(texts["ss_tag_frequency"])
@@ -236,7 +243,8 @@ def _bucket_info(buckets: Mapping[tuple[int, int], int]) -> dict[str, object]:
     ordered = sorted(buckets.items(), key=lambda item: (-item[1], item[0]))
     return {
         "buckets": {
-            str(index): {"resolution": [width, height], "count": count} for index, ((width, height), count) in enumerate(ordered)
+            str(index): {"resolution": [width, height], "count": count}
+            for index, ((width, height), count) in enumerate(ordered)
         }
     }
 

@@ -110,5 +110,7 @@ def _config(source: Path, values: Any) -> AdapterConfig:
         raise ModelError(f"{source}: r, lora_alpha or alpha_pattern are not numbers ({error}).") from error
     strange = [name for name in patterns if not _PLAIN_PATTERN.fullmatch(name)]
     if strange:
-        raise ModelError(f"{source}: alpha_pattern holds a regular expression ({strange[0]}); only layer names are read.")
+        raise ModelError(
+            f"{source}: alpha_pattern holds a regular expression ({strange[0]}); only layer names are read."
+        )
     return AdapterConfig(alpha, patterns, bool(values.get("use_rslora", False)))

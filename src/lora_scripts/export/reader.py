@@ -7,6 +7,7 @@ the reason: a file read half would give a picture that nobody can explain.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,17 +49,18 @@ _PARTS = {
     ".alpha": "alpha",
 }
 _OTHER_KINDS = {
-    "hada_": "a LoHa",
-    "lokr_": "a LoKr",
-    "dora_scale": "a DoRA",
-    "lora_magnitude_vector": "a DoRA",
-    "oft_": "an OFT",
-    "boft_": "a BOFT",
-    "lora_mid": "a Tucker-decomposed LoCon",
-    "glora": "a GLoRA",
-    ".on_input": "an (IA)^3",
-    ".diff": "a full difference",
-    "w_norm": "a LyCORIS with norm layers",
+    re.compile(pattern): kind
+    for pattern, kind in {
+        r"\.hada_[wt]\d": "a LoHa",
+        r"\.lokr_[wt]\d": "a LoKr",
+        r"\.(dora_scale|lora_magnitude_vector)": "a DoRA",
+        r"\.b?oft_(blocks|diag|r)": "an OFT",
+        r"\.lora_mid\.": "a Tucker-decomposed LoCon",
+        r"\.(a1|a2|b1|b2)\.weight$": "a GLoRA",
+        r"\.on_input$": "an (IA)^3",
+        r"\.diff(_b)?$": "a full difference of weights",
+        r"\.(w|b)_norm$": "a LyCORIS that changes norm layers",
+    }.items()
 }
 _NOT_ADAPTERS = {
     "model.diffusion_model.": "a whole model; give it as base_model, not as a LoRA",
@@ -167,8 +169,8 @@ def _load(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
 
 def _format_of(file: Path, keys: Iterable[str]) -> Format:
     keys = list(keys)
-    for mark, kind in _OTHER_KINDS.items():
-        example = next((key for key in keys if mark in key), None)
+    for pattern, kind in _OTHER_KINDS.items():
+        example = next((key for key in keys if pattern.search(key)), None)
         if example is not None:
             raise ModelError(
                 f"{file}: is {kind} ({example}), which cannot be read here. Only plain LoRA can; convert it to one first."
@@ -179,7 +181,9 @@ def _format_of(file: Path, keys: Iterable[str]) -> Format:
             if any(key.startswith(start) for key in keys):
                 raise ModelError(f"{file}: is {what}.")
         shown = ", ".join(keys[:_SHOWN]) or "nothing"
-        raise ModelError(f"{file}: is not a LoRA: none of its tensors is a pair of low-rank matrices. It holds {shown}.")
+        raise ModelError(
+            f"{file}: is not a LoRA: none of its tensors is a pair of low-rank matrices. It holds {shown}."
+        )
     if any(key.startswith(tuple(_KOHYA_COMPONENTS)) for key in pairs):
         return "kohya"
     return "peft" if any(key.startswith("base_model.model.") for key in pairs) else "diffusers"
@@ -281,7 +285,9 @@ def _one_layer(
 ) -> LoRATensors:
     missing = [part for part in ("down", "up") if part not in parts]
     if missing:
-        raise ModelError(f"{file}: {name} lacks its {missing[0]} matrix. The file is damaged; fetch or export it again.")
+        raise ModelError(
+            f"{file}: {name} lacks its {missing[0]} matrix. The file is damaged; fetch or export it again."
+        )
     down, up = parts["down"], parts["up"]
     if down.ndim not in (2, 4) or up.ndim not in (2, 4) or down.shape[0] != up.shape[1]:
         raise ModelError(
@@ -342,5 +348,3 @@ def _reason(unmatched: list[str]) -> str:
     if any(name.startswith(("model.layers.", "model.language_model.")) for name in unmatched):
         return "It looks like a LoRA for a language model."
     return "It was made for another base model, or trains layers of a kind that is not supported."
-
-

@@ -122,7 +122,9 @@ def verify_file(
                     "earlier checkpoint, or set save_precision to fp32."
                 )
         if abs(float(alpha) - trained.alpha) > 1e-6 * abs(trained.alpha):
-            raise ExportError(f"{path}: failed: {name}.alpha is {float(alpha):g} in the file, {trained.alpha:g} was trained.")
+            raise ExportError(
+                f"{path}: failed: {name}.alpha is {float(alpha):g} in the file, {trained.alpha:g} was trained."
+            )
         layer_error, layer_size, file_size = _compare(trained, down, up, float(alpha))
         error += layer_error
         size += layer_size
@@ -181,13 +183,14 @@ def verify_effect(
     base, filed, trained = base.double(), filed.double(), trained_output.detach().to(base.device).double()
     trained_change, file_change = _rms(trained - base), _rms(filed - base)
     difference, base_size = _rms(filed - trained), _rms(base)
-    noise = max(4 * rounding * base_size, 3 * unsteady)
-    if file_change == 0.0 and trained_change > noise:
+    # Two ways to compute one function differ by a few roundings of the output after some hundred layers.
+    noise = max(8 * rounding * base_size, 3 * unsteady)
+    conclusive = trained_change > 2 * noise
+    if file_change == 0.0 and conclusive:
         raise ExportError(
             f"{path}: failed: the file changes nothing in the model's output, the training did "
             f"({trained_change:.1e} of {base_size:.1e}). Do not use this file."
         )
-    conclusive = trained_change > noise
     relative = difference / trained_change if trained_change else float("inf")
     if conclusive and difference > tolerance * trained_change + noise:
         raise ExportError(
@@ -216,7 +219,9 @@ def applied_file(
     }
     hooks = []
     try:
-        for name in sorted({key.rpartition(suffix)[0] for key in tensors for suffix in _SUFFIXES if key.endswith(suffix)}):
+        for name in sorted(
+            {key.rpartition(suffix)[0] for key in tensors for suffix in _SUFFIXES if key.endswith(suffix)}
+        ):
             if name not in modules:
                 raise ExportError(f"{path}: failed: {name} is no layer of the model it was trained on.")
             down, up = tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"]
@@ -229,7 +234,7 @@ def applied_file(
 
 
 def _side_path(module: nn.Module, down: Tensor, up: Tensor, scale: float) -> Callable[..., Tensor]:
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     inner: Any = getattr(module, "base_layer", module)  # an adapter that is switched off may stand around the layer
     down, up = (tensor.to(inner.weight.device) for tensor in (down, up))

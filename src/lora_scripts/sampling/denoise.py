@@ -87,7 +87,9 @@ def render(
     factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
     for request in requests:
         if request.width % factor or request.height % factor or min(request.width, request.height) < factor:
-            raise ConfigError(f"size {request.width}x{request.height}: both sides must be multiples of {factor} pixels.")
+            raise ConfigError(
+                f"size {request.width}x{request.height}: both sides must be multiples of {factor} pixels."
+            )
     with torch.no_grad(), ExitStack() as stack:
         with _at_work(parts.text_encoder, device):
             embeds = _embed(parts, requests, clip_skip)
@@ -185,7 +187,7 @@ def _denoise(
     scheduler.set_timesteps(first.steps, device=device)
     size = (first.height // factor, first.width // factor)
     noise = torch.stack([_noise(unet, request.seed, *size) for request in requests]).to(device)
-    latents = noise * scheduler.init_noise_sigma
+    latents: Tensor = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         model_input = torch.cat([latents, latents]) if guided else latents
         model_input = scheduler.scale_model_input(model_input, timestep)
@@ -210,7 +212,9 @@ def _scheduler(parts: Parts, sampler: str) -> Any:
     import diffusers
 
     if sampler not in SAMPLERS:
-        raise ConfigError(f"sampler {sampler}: no such sampler.{did_you_mean(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}.")
+        raise ConfigError(
+            f"sampler {sampler}: no such sampler.{did_you_mean(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}."
+        )
     name, settings = SAMPLERS[sampler]
     cls = getattr(diffusers, name)
     known = inspect.signature(cls.__init__).parameters

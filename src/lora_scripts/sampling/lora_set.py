@@ -42,7 +42,9 @@ class LoRASet:
 
     def __init__(self, components: Mapping[str, nn.Module], loras: Sequence[WeightedLoRA] = ()) -> None:
         self._modules = {
-            f"{component}.{path}": module for component, root in components.items() for path, module in root.named_modules()
+            f"{component}.{path}": module
+            for component, root in components.items()
+            for path, module in root.named_modules()
         }
         self._handles: list[RemovableHandle] = []
         self.apply(loras)
@@ -79,7 +81,9 @@ class LoRASet:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.remove()
 
 

@@ -105,21 +105,21 @@ def parse_emphasis(text: str) -> list[tuple[str, float]]:
             piece[1] = float(piece[1]) * factor
 
     for match in _EMPHASIS.finditer(text):
-        token, weight = match[0], match["weight"]
-        if token.startswith("\\"):
-            pieces.append([token[1:], 1.0])
-        elif token == "(":
+        mark, weight = match[0], match["weight"]
+        if mark.startswith("\\"):
+            pieces.append([mark[1:], 1.0])
+        elif mark == "(":
             open_round.append(len(pieces))
-        elif token == "[":
+        elif mark == "[":
             open_square.append(len(pieces))
         elif weight is not None and open_round and _is_number(weight):
             multiply(open_round.pop(), float(weight))
-        elif token == ")" and open_round:
+        elif mark == ")" and open_round:
             multiply(open_round.pop(), _ROUND)
-        elif token == "]" and open_square:
+        elif mark == "]" and open_square:
             multiply(open_square.pop(), _SQUARE)
         else:
-            pieces.append([token, 1.0])
+            pieces.append([mark, 1.0])
     for start in open_round:
         multiply(start, _ROUND)
     for start in open_square:
