@@ -223,9 +223,9 @@ class Adapter:
             )
         messages = []
         if extra:
-            messages.append(f"init_lora_weights: {len(extra)} layers that do not train here left out: {_some(extra)}.")
+            messages.append(f"init_lora_weights: {_layers(extra)} that do not train here left out: {_some(extra)}.")
         if missing:
-            messages.append(f"init_lora_weights: {len(missing)} layers are not in it and start new: {_some(missing)}.")
+            messages.append(f"init_lora_weights: not in it, so starting new, {_layers(missing)}: {_some(missing)}.")
         fitted = {}
         for name, tensors in weights.items():
             if name in self.layers:
@@ -294,6 +294,8 @@ def attach(
     unknown = [component for component in targets if component not in components]
     if unknown:
         raise ConfigError(f"target_modules: no component {unknown[0]!r}; this model has {', '.join(components)}.")
+    adapted = [c for c in targets for module in components[c].modules() if isinstance(module, _LoRALayer)]
+    assert not adapted, f"{adapted[0]} has an adapter already; detach it first"
     matched = {component: match_layers(component, components[component], names) for component, names in targets.items()}
     found = {f"{component}.{path}": layer for component, layers in matched.items() for path, layer in layers.items()}
     _check_rank(rank, found)
@@ -327,7 +329,7 @@ def _check_rank(rank: int, layers: Mapping[str, nn.Module]) -> None:
     too_small = [name for name, size in sizes.items() if size < rank]
     if too_small:
         smallest = min(too_small, key=sizes.__getitem__)
-        others = f", and in {len(too_small) - 1} other layers" if len(too_small) > 1 else ""
+        others = f" (nor can {_layers(too_small[1:], 'other ')})" if len(too_small) > 1 else ""
         raise ConfigError(
             f"lora_rank: {rank} is more than {smallest} can use{others}; the largest possible rank here is "
             f"{sizes[smallest]}. Lower lora_rank, or leave the layer out of target_modules."
@@ -352,7 +354,7 @@ def _rank_messages(
         if old != layers[name].rank:
             pairs.setdefault((old, layers[name].rank), []).append(fitted[name][1])
     return [
-        f"init_lora_weights: {len(kept)} layers of rank {old} "
+        f"init_lora_weights: {_layers(kept)} of rank {old} "
         + (
             f"extended to rank {new}, nothing lost."
             if new > old
@@ -365,6 +367,10 @@ def _rank_messages(
 
 def _copy(parameter: Tensor) -> Tensor:
     return parameter.detach().to("cpu", torch.float32, copy=True)
+
+
+def _layers(items: Sequence[object], kind: str = "") -> str:
+    return f"{len(items)} {kind}layer{'' if len(items) == 1 else 's'}"
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
