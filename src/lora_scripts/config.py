@@ -68,7 +68,10 @@ class DataSettings(Section):
     """CSV (`filename,prompt`) or JSONL with the captions. Without it: `metadata.csv` or `metadata.jsonl` in the folder, else `.txt` files beside the pictures."""
     exclude: Names = []
     """Names of pictures to leave out, as listed by a run; `*` and `?` work."""
-    resolution: Annotated[tuple[Annotated[int, Field(ge=64, le=4096)], Annotated[int, Field(ge=64, le=4096)]] | None, BeforeValidator(parse_size)] = None
+    resolution: Annotated[
+        tuple[Annotated[int, Field(ge=64, le=4096)], Annotated[int, Field(ge=64, le=4096)]] | None,
+        BeforeValidator(parse_size),
+    ] = None
     """Training size: 512, "768x768" or [768, 768]. With buckets it sets the area. Default: what the model family was made for."""
     buckets: bool = True
     """Group pictures by shape instead of cropping all of them to one shape."""
@@ -272,7 +275,13 @@ class RunConfig(
         if self.optimizer == "prodigy" and self.weight_decay == 0:
             pass
         if self.sample_every == 0:
-            for setting in ("sample_prompts", "sample_negative_prompt", "sample_steps", "sample_guidance", "sample_seed"):
+            for setting in (
+                "sample_prompts",
+                "sample_negative_prompt",
+                "sample_steps",
+                "sample_guidance",
+                "sample_seed",
+            ):
                 inert(setting, "sample_every is 0")
         if self.min_timestep > self.max_timestep:
             faults.append(f"min_timestep: {self.min_timestep} is above max_timestep ({self.max_timestep}).")

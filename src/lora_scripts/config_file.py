@@ -24,7 +24,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):  # type: ignore[no-untyped-call]
             event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "anchors and aliases (&, *) are not allowed", event.start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "anchors and aliases (&, *) are not allowed", event.start_mark
+            )
         return super().compose_node(parent, index)
 
 
@@ -43,7 +45,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, l
             faults.append(f"--set {word}: write key=value, for example --set max_steps=20.")
             continue
         try:
-            values[key] = yaml.load(text, Loader=_Loader)
+            values[key] = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
         except yaml.YAMLError:
             values[key] = text
         lines[key] = 0
@@ -75,20 +77,33 @@ def make_config(
         elif values[key] is None and RunConfig.model_fields[key].default is not None:
             del values[key]  # `key:` with nothing behind it means the default
     faults += [f"{where}: {key}: is missing; every run needs it." for key in REQUIRED if key not in values]
-    missing = [key for key in REQUIRED if key not in values]
-    try:
-        config = RunConfig.model_validate({**values, **dict.fromkeys(missing, "-")})
-    except ValidationError as error:
-        for fault in error.errors():
-            if fault["loc"]:
-                key = str(fault["loc"][0])
-                faults.append(f"{place(key)}: {_explain(fault)} (it says {_shorten(values.get(key))})")
-            else:
-                for line in str(fault["msg"]).removeprefix("Value error, ").splitlines():
-                    key, _, rest = line.partition(": ")
-                    faults.append(f"{place(key)}: {rest}" if key in known else line)
+    config = None
+    trial = {**values, **{key: "-" for key in REQUIRED if key not in values}}
+    while config is None:
+        try:
+            config = RunConfig.model_validate(trial)
+        except ValidationError as error:
+            wrong = set()
+            for fault in error.errors():
+                if fault["loc"]:
+                    key = str(fault["loc"][0])
+                    wrong.add(key)
+                    faults.append(f"{place(key)}: {_explain(fault)} (it says {_shorten(values.get(key))})")
+                else:
+                    for line in str(fault["msg"]).removeprefix("Value error, ").splitlines():
+                        key, _, rest = line.partition(": ")
+                        faults.append(f"{place(key)}: {rest}" if key in known else line)
+            if not wrong:
+                break
+            # Once more without the wrong values, so that rules between settings are reported in the same go.
+            trial = {
+                key: "-" if key in REQUIRED else value
+                for key, value in trial.items()
+                if key not in wrong or key in REQUIRED
+            }
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))
+    assert config is not None
     if values.get("task_type") == "image-to-text":
         advice.append(f"{place('task_type')}: image-to-text is read as text-to-image.")
     return config, advice

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,8 +47,18 @@ class Reading:
         """The figures for people."""
         kept = f"subject, colour, place, time, count; {self.attributes_kept:.0%} of before"
         return [
-            Measurement(f"read as {style}", _percent(self.style_before), _percent(self.style_after), "by a judge that training never sees"),
-            Measurement("prompted attributes read right", _percent(self.attributes_before), _percent(self.attributes_after), kept),
+            Measurement(
+                f"read as {style}",
+                _percent(self.style_before),
+                _percent(self.style_after),
+                "by a judge that training never sees",
+            ),
+            Measurement(
+                "prompted attributes read right",
+                _percent(self.attributes_before),
+                _percent(self.attributes_after),
+                kept,
+            ),
         ]
 
 
@@ -63,7 +73,9 @@ def run_demo(output: Path, style: str = "ink wash", seed: int = 42) -> int:
     from lora_scripts.captioners import command as label
 
     if style not in STYLES:
-        raise ConfigError(f"--style {style}: no such style.{did_you_mean(style, STYLES)} There are: {', '.join(STYLES)}.")
+        raise ConfigError(
+            f"--style {style}: no such style.{did_you_mean(style, STYLES)} There are: {', '.join(STYLES)}."
+        )
     mark = output / "demo.txt"
     if output.exists() and any(output.iterdir()) and not mark.is_file():
         raise DataError(f"{output}: is not empty and was not made by the demo. Name another folder with --output.")
@@ -72,7 +84,10 @@ def run_demo(output: Path, style: str = "ink wash", seed: int = 42) -> int:
     mark.write_text("This folder was made by `lora-scripts demo`; it can be deleted.\n", "utf-8")
 
     pictures = output / "pictures"
-    print(f"1. Drawing {NUM_PICTURES} pictures in the style {style!r}, which the base model has never seen ...", flush=True)
+    print(
+        f"1. Drawing {NUM_PICTURES} pictures in the style {style!r}, which the base model has never seen ...",
+        flush=True,
+    )
     draw_pictures(pictures, style, seed)
 
     print("2. Writing captions ...", flush=True)
@@ -155,7 +170,9 @@ def demo_config(output: Path, style: str, seed: int) -> RunConfig:
         ],
     }
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    (output / "demo.yaml").write_text(f"# The settings of the demo's run: lora-scripts train --config {output}/demo.yaml\n{text}", "utf-8")
+    (output / "demo.yaml").write_text(
+        f"# The settings of the demo's run: lora-scripts train --config {output}/demo.yaml\n{text}", "utf-8"
+    )
     return RunConfig.model_validate(settings)
 
 
@@ -211,9 +228,11 @@ def _share(hits: object) -> float:
     return sum(values) / len(values)
 
 
-def _attributes_right(found: Sequence[dict[str, object]], scenes: Sequence[Scene]) -> float:
+def _attributes_right(found: Sequence[Mapping[str, object]], scenes: Sequence[Scene]) -> float:
     """Share of all prompted attributes that were read as prompted."""
-    return _share(read[kind] == getattr(scene, kind) for read, scene in zip(found, scenes, strict=True) for kind in read)
+    return _share(
+        read[kind] == getattr(scene, kind) for read, scene in zip(found, scenes, strict=True) for kind in read
+    )
 
 
 def side_by_side(before: Sequence[Image], after: Sequence[Image], prompts: Sequence[str]) -> Image:

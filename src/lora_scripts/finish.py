@@ -83,7 +83,12 @@ class Finish:
         read_back = verify_file(path, weights, prefixes)
         self._adapter.detach()
         effect = verify_effect(
-            path, family.components, lambda: self._probe(device), trained_output, prefixes, compute_dtype=trained_output.dtype
+            path,
+            family.components,
+            lambda: self._probe(device),
+            trained_output,
+            prefixes,
+            compute_dtype=trained_output.dtype,
         )
         self.proofs = [str(read_back), str(effect)]
         for line in self.proofs:
@@ -114,7 +119,9 @@ class Finish:
         folders: dict[str, list[int]] = {}
         for example in dataset.examples:
             folder = Path(example.name).parent.name or config.train_data_dir.resolve().name
-            tags.setdefault(folder, Counter()).update(part.strip() for part in example.caption.split(",") if part.strip())
+            tags.setdefault(folder, Counter()).update(
+                part.strip() for part in example.caption.split(",") if part.strip()
+            )
             folders.setdefault(folder, []).append(example.repeats)
         epochs = -(-step // self._plan.steps_per_epoch)
         return RunFacts(

@@ -104,9 +104,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
         config.seed,
     )
     max_steps = config.max_steps or (config.epochs or 10) * plan.steps_per_epoch
-    groups = [
-        ParameterGroup(name, parameters, _rate(config, name)) for name, parameters in adapter.groups().items()
-    ]
+    groups = [ParameterGroup(name, parameters, _rate(config, name)) for name, parameters in adapter.groups().items()]
     optimizer = make_optimizer(config.optimizer, groups, OptimizerSettings(weight_decay=config.weight_decay))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     advice = advise(config, dataset, resolution, max_steps, plan.uses_per_epoch)
@@ -132,9 +130,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
         preview_every=config.preview_every if previews.requests else 0,
         should_stop=should_stop,
     )
-    complete = train(
-        family, adapter, optimizer, data, plan, config, max_steps, state, pauses, events, device, scaler
-    )
+    complete = train(family, adapter, optimizer, data, plan, config, max_steps, state, pauses, events, device, scaler)
     if not complete:
         events.note(f"Stopped after step {state.step}. Run the same command again to go on from there.", "warning")
         return Outcome(False, dataset, advice=advice)
@@ -174,7 +170,7 @@ def _attach(family: ModelFamily, config: RunConfig, events: Events) -> Adapter:
         components.pop("text_encoder", None)
     targets = {name: family.default_targets[name] for name in components}
     if config.target_modules is not None:
-        targets = {name: config.target_modules for name in components}
+        targets = dict.fromkeys(components, config.target_modules)
     older = None
     if config.init_lora_weights is not None:
         older = read_lora_file(config.init_lora_weights, layer_shapes(family.components))
@@ -212,7 +208,9 @@ def _cut_captions(family: ModelFamily, dataset: Dataset) -> list[str]:
         if kept != example.caption:
             lost = example.caption[len(kept) :].strip()
             shown = lost if len(lost) <= 80 else lost[:77] + "..."
-            lines.append(f"  {example.name}: caption is longer than {family.max_caption_tokens} tokens, not read: {shown!r}")
+            lines.append(
+                f"  {example.name}: caption is longer than {family.max_caption_tokens} tokens, not read: {shown!r}"
+            )
     more = [f"  and {len(lines) - 10} more captions are too long."] if len(lines) > 10 else []
     return lines[:10] + more
 
@@ -242,7 +240,10 @@ def _start(
         ("base model", f"{source.title} ({source.family})"),
         ("device", f"{describe_device(device)}, {str(dtype).removeprefix('torch.')}"),
         ("pictures", f"{len(examples)} ({buckets})"),
-        ("LoRA", f"rank {config.lora_rank}, alpha {config.alpha:g}, {adapter.num_layers} layers, {adapter.num_parameters:,} weights"),
+        (
+            "LoRA",
+            f"rank {config.lora_rank}, alpha {config.alpha:g}, {adapter.num_layers} layers, {adapter.num_parameters:,} weights",
+        ),
         ("steps", f"{max_steps} of batch {config.batch_size} x {config.gradient_accumulation_steps}"),
         ("optimizer", f"{config.optimizer}, rate {config.learning_rate:g}, {config.lr_scheduler}"),
         ("output", str(config.output_dir)),

@@ -42,7 +42,12 @@ def describe_settings(word: str = "") -> str:
 
 def settings_markdown() -> str:
     """The page docs/settings.md."""
-    lines = ["# Settings", "", "Made from `src/lora_scripts/config.py` by `make docs`; edit the explanations there.", ""]
+    lines = [
+        "# Settings",
+        "",
+        "Made from `src/lora_scripts/config.py` by `make docs`; edit the explanations there.",
+        "",
+    ]
     for title, names in _groups():
         lines += [f"## {title.rstrip('.')}", "", "| setting | default | meaning |", "|---|---|---|"]
         for name in names:

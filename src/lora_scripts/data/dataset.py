@@ -83,7 +83,9 @@ class Dataset:
         if small:
             named = ", ".join(f"{example.name} ({example.size[0]}x{example.size[1]})" for example in small[:5])
             more = f" and {len(small) - 5} more" if len(small) > 5 else ""
-            lines.append(f"  enlarged to fit, so they train blurred: {named}{more}. Larger originals give a sharper LoRA.")
+            lines.append(
+                f"  enlarged to fit, so they train blurred: {named}{more}. Larger originals give a sharper LoRA."
+            )
         without = [example.name for example in self.examples if not example.caption]
         if without:
             more = f" and {len(without) - 5} more" if len(without) > 5 else ""
@@ -157,4 +159,6 @@ def require_examples(dataset: Dataset, folder: Path) -> None:
     reasons = "\n".join(f"  {item.name}: {item.reason}" for item in dataset.left_out[:20])
     if reasons:
         raise DataError(f"{folder}: none of its {len(dataset.left_out)} pictures can be trained on:\n{reasons}")
-    raise DataError(f"{folder}: holds no pictures (jpg, png, webp, bmp, gif, tiff). Put them there, or correct the path.")
+    raise DataError(
+        f"{folder}: holds no pictures (jpg, png, webp, bmp, gif, tiff). Put them there, or correct the path."
+    )

@@ -107,7 +107,9 @@ def encode_all(
         images = {(new, m): images[old, m] for new, old in enumerate(kept) for m in (False, True) if (old, m) in images}
         dataset = dataset.without(list(failures.values()))
         if not dataset.examples:
-            raise DataError("no picture could be decoded:\n" + "\n".join(f"  {f.name}: {f.reason}" for f in failures.values()))
+            raise DataError(
+                "no picture could be decoded:\n" + "\n".join(f"  {f.name}: {f.reason}" for f in failures.values())
+            )
     return EncodedDataset(dataset, captions, flip, images, texts)
 
 
@@ -143,7 +145,9 @@ def _encode_views(
         try:
             return image_to_pixels(fit_image(read_image(example.path), example.fit, view.mirrored))
         except DataError as error:
-            return LeftOut(example.name, str(error).removeprefix(f"{example.path}: ").removeprefix(f"{example.path.name}: "))
+            return LeftOut(
+                example.name, str(error).removeprefix(f"{example.path}: ").removeprefix(f"{example.path.name}: ")
+            )
 
     done = len(views) - len(missing)
     progress(encoder.name, done, len(views))
@@ -155,7 +159,9 @@ def _encode_views(
                     failures[view.index] = loaded
                 else:
                     ready.append((view, loaded))
-            for (view, _), tensors in zip(ready, encoder.run([pixels for _, pixels in ready]) if ready else [], strict=True):
+            for (view, _), tensors in zip(
+                ready, encoder.run([pixels for _, pixels in ready]) if ready else [], strict=True
+            ):
                 cache.put(encoder.name, key(view), tensors)
                 images.setdefault((view.index, view.mirrored), {}).update(tensors)
             done += len(group)
@@ -175,7 +181,11 @@ def _shape_groups(views: Sequence[_View], examples: Sequence[Example], most: int
 
 
 def _encode_texts(
-    wanted: Iterable[str], encoder: Encoder, cache: EncodingCache, texts: dict[str, dict[str, Tensor]], progress: Progress
+    wanted: Iterable[str],
+    encoder: Encoder,
+    cache: EncodingCache,
+    texts: dict[str, dict[str, Tensor]],
+    progress: Progress,
 ) -> None:
     wanted = list(wanted)
     missing = []

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Encoder", "Loss", "ModelFamily", "SampleRequest"]
 
+
 @dataclass(frozen=True)
 class Encoder:
     """One frozen and repeatable stage of a family; its outputs are cached on disk.

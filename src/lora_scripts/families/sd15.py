@@ -40,7 +40,16 @@ class StableDiffusion15:
 
     name: ClassVar[str] = "sd15"
     default_targets: ClassVar[Mapping[str, Sequence[str]]] = {
-        "unet": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
+        "unet": (
+            "attn1.to_q",
+            "attn1.to_k",
+            "attn1.to_v",
+            "attn1.to_out.0",
+            "attn2.to_q",
+            "attn2.to_k",
+            "attn2.to_v",
+            "attn2.to_out.0",
+        ),
         "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
     }
     export_prefixes: ClassVar[Mapping[str, str]] = {"unet": "lora_unet", "text_encoder": "lora_te"}
@@ -100,7 +109,13 @@ class StableDiffusion15:
         if not self._config.train_text_encoder:
             skip = self._config.clip_skip
             stages.append(
-                Encoder("text", "caption", f"{print_}/clip/{self._parts.text_encoder.dtype}/skip{skip}", self._encode_captions, 32)
+                Encoder(
+                    "text",
+                    "caption",
+                    f"{print_}/clip/{self._parts.text_encoder.dtype}/skip{skip}",
+                    self._encode_captions,
+                    32,
+                )
             )
         return stages
 
@@ -124,7 +139,11 @@ class StableDiffusion15:
     def embed(self, captions: Sequence[str]) -> Tensor:
         """Text embeddings [B,L,D]; captions over the limit are cut."""
         input_ids = self._parts.tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=self.max_caption_tokens + 2, return_tensors="pt"
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_caption_tokens + 2,
+            return_tensors="pt",
         ).input_ids
         encoder = self._parts.text_encoder
         if self._config.clip_skip == 1:

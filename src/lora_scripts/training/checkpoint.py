@@ -92,7 +92,9 @@ def save_checkpoint(
         _sync_folder(output_dir)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        need = sum(t.numel() * t.element_size() for t in (*checkpoint.adapter.values(), *checkpoint.optimizer_tensors.values()))
+        need = sum(
+            t.numel() * t.element_size() for t in (*checkpoint.adapter.values(), *checkpoint.optimizer_tensors.values())
+        )
         raise TrainingError(
             f"{final}: the checkpoint could not be written ({error.strerror or error}); it needs about "
             f"{need * 1.3 / 1e6:.0f} MB. Older checkpoints are untouched. Make room and run the same command again to go on."
@@ -116,7 +118,7 @@ def newest_checkpoint(output_dir: Path) -> tuple[Checkpoint | None, list[str]]:
 
     Folders left half written by a run that was cut off are removed.
     """
-    notes = []
+    notes: list[str] = []
     if output_dir.is_dir():
         for path in output_dir.glob(f"checkpoint-*{PARTIAL}"):
             shutil.rmtree(path, ignore_errors=True)
@@ -156,7 +158,9 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def refuse_differences(saved: Mapping[str, Any], now: Mapping[str, Any], output_dir: Path, newest_lora: Path | None) -> None:
+def refuse_differences(
+    saved: Mapping[str, Any], now: Mapping[str, Any], output_dir: Path, newest_lora: Path | None
+) -> None:
     """Raises ResumeError, with the differences and both ways on, unless the run is the one that was saved."""
     lines = differences(saved, now)
     if not lines:

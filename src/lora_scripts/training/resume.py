@@ -44,7 +44,9 @@ class Writer(Protocol):
     def write_step(self, folder: Path, step: int) -> None: ...
 
 
-def identity(config: RunConfig, source: BaseModel, dataset: Dataset, max_steps: int, dtype: torch.dtype) -> dict[str, Any]:
+def identity(
+    config: RunConfig, source: BaseModel, dataset: Dataset, max_steps: int, dtype: torch.dtype
+) -> dict[str, Any]:
     """All that must be equal for a resumed run to be the unbroken one."""
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_TO_CHANGE}
     return {
