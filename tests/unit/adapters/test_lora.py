@@ -369,3 +369,21 @@ def test_unknown_component_and_unmatched_name_leave_the_model_alone(net):
     with pytest.raises(TargetError, match="to_k"):
         attach({"unet": net}, {"unet": ["to_q", "to_k"]}, rank=2, alpha=1.0)
     assert type(net.blocks[0]["to_q"]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2, "padding": 1},
+        {"padding": 2, "dilation": 2, "bias": False},
+        {"padding": "same"},
+        {"padding": (1, 0), "padding_mode": "reflect"},
+    ],
+)
+def test_convolution_has_the_geometry_of_its_base(options):
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"conv": nn.Conv2d(4, 6, 3, **options)}).requires_grad_(False)
+    merged = copy.deepcopy(net)
+    adapter = put_on(net, ["conv"])
+    merged["conv"].weight += adapter.weights()["unet.conv"].delta()
+    torch.testing.assert_close(net["conv"](pictures()), merged["conv"](pictures()), atol=1e-5, rtol=1e-5)
