@@ -96,7 +96,7 @@ def looks_like(path: Path | str) -> str:
     if head.startswith(b"PK\x03\x04"):
         return "pickle" if _zip_holds_pickle(Path(path), head) else "archive"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<body", b"<script", b"<!--", b"<!--")):
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<body", b"<script", b"<!--")):
         return "html"
     if text.startswith((b"{", b"[")):
         return "json"

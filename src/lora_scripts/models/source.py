@@ -113,13 +113,18 @@ def _suggest(path: Path) -> str:
     models = [
         entry for entry in entries if (existing / entry).is_dir() or Path(entry).suffix in (".safetensors", ".ckpt")
     ]
-    lower = {entry.lower(): entry for entry in models}
-    near = [lower[match] for match in get_close_matches(missing.lower(), list(lower), n=3, cutoff=0.5)]
+    # Endings are left out of the comparison: all names share them, and X.ckpt for X.safetensors is a likely slip.
+    stems = {_stem(entry): entry for entry in models}
+    near = [stems[match] for match in get_close_matches(_stem(missing), list(stems), n=3, cutoff=0.6)]
     shown = Path(*path.parts[: len(path.parts) - len(path.absolute().relative_to(existing).parts)])
     if near:
         return f" Did you mean {' or '.join(str(shown / entry) for entry in near)}?"
     files = [entry for entry in models if entry.endswith(".safetensors")]
     return f" In {shown} there are: {', '.join(files[:5])}." if files else ""
+
+
+def _stem(entry: str) -> str:
+    return entry.lower().removesuffix(".safetensors").removesuffix(".ckpt")
 
 
 def _open(path: Path, name: str, *, title: str) -> BaseModel:
