@@ -13,6 +13,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -53,8 +54,8 @@ STATUSES = {"u/gated": 401, "u/forbidden": 403, "u/none": 404, "u/busy": 429, "u
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    log: list[tuple[str, str, str | None]] = []
-    dropped: set[str] = set()
+    log: ClassVar[list[tuple[str, str, str | None]]] = []
+    dropped: ClassVar[set[str]] = set()
 
     def log_message(self, *args: object) -> None:
         pass

@@ -267,7 +267,7 @@ def test_what_a_folder_predicts_stands_in_its_scheduler(tmp_path: Path) -> None:
 
 
 def test_an_unknown_builtin_name_is_an_error() -> None:
-    with pytest.raises(ModelError, match="mini-sb.*Did you mean mini-sd"):
+    with pytest.raises(ModelError, match=r"mini-sb.*Did you mean mini-sd"):
         resolve_base_model("builtin:mini-sb")
 
 

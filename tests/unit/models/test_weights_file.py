@@ -241,7 +241,7 @@ def test_nan_weights_are_refused_by_name(tmp_path: Path) -> None:
 def test_values_too_large_for_fp16_are_told_from_broken_ones(tmp_path: Path) -> None:
     save_file({"big": torch.tensor([1.0, 1e6])}, tmp_path / "x.safetensors")
     header = inspect_weights(tmp_path / "x.safetensors")
-    with pytest.raises(ModelError, match="big holds values that do not fit into float16. Use bf16 or fp32"):
+    with pytest.raises(ModelError, match=r"big holds values that do not fit into float16\. Use bf16 or fp32"):
         list(read_tensors(header, header.tensors, dtype=torch.float16))
     assert dict(read_tensors(header, header.tensors, dtype=torch.bfloat16))["big"][1] > 9e5
 
