@@ -115,34 +115,33 @@ class SampleFiles(Listener):
         self._settings = run.settings
 
     def previewed(self, preview: Preview) -> None:
-        import io
-
-        from PIL.PngImagePlugin import PngInfo
-
-        from lora_scripts.atomic import write_atomically
+        from lora_scripts.sampling.infotext import save_png
 
         for i, (prompt, image) in enumerate(zip(preview.prompts, preview.images, strict=True)):
-            chunks = PngInfo()
-            chunks.add_itxt("parameters", self._parameters(prompt, i, image.size))
-            data = io.BytesIO()
-            image.save(data, "PNG", pnginfo=chunks)
-            write_atomically(self._folder / sample_name(preview.step, i + 1), data.getvalue())
+            save_png(image, self._folder / sample_name(preview.step, i + 1), self._infotext(prompt, i, image.size))
 
-    def _parameters(self, prompt: str, index: int, size: tuple[int, int]) -> str:
-        """The prompt, the negative prompt and one line of settings, as the WebUI writes them."""
-        settings = self._settings
-        lines = [prompt]
-        if settings.get("sample_negative_prompt"):
-            lines.append(f"Negative prompt: {settings['sample_negative_prompt']}")
-        details = []
-        if isinstance(steps := settings.get("sample_steps"), int):
-            details.append(f"Steps: {steps}")
-        if isinstance(guidance := settings.get("sample_guidance"), int | float):
-            details.append(f"CFG scale: {guidance:g}")
-        if isinstance(seed := settings.get("sample_seed"), int):
-            details.append(f"Seed: {seed + index}")
-        details.append(f"Size: {size[0]}x{size[1]}")
-        return "\n".join([*lines, ", ".join(details)])
+    def _infotext(self, prompt: str, index: int, size: tuple[int, int]) -> str:
+        """The prompt with the settings of the run's previews, as the WebUI writes them."""
+        from lora_scripts.config import RunConfig
+        from lora_scripts.sampling.denoise import DEFAULT_SAMPLER
+        from lora_scripts.sampling.infotext import format_infotext
+
+        fields = RunConfig.model_fields
+        settings: dict[str, Any] = {
+            name: self._settings.get(name, fields[name].default)
+            for name in ("sample_negative_prompt", "sample_steps", "sample_guidance", "sample_seed", "clip_skip")
+        }
+        return format_infotext(
+            prompt,
+            settings["sample_negative_prompt"],
+            steps=settings["sample_steps"],
+            sampler=DEFAULT_SAMPLER,
+            guidance=settings["sample_guidance"],
+            seed=settings["sample_seed"] + index,
+            width=size[0],
+            height=size[1],
+            clip_skip=settings["clip_skip"],
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""What the report is told beyond the run's record."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Measurement", "ReportFacts", "Thumbnail"]
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """One picture of the data set with its name and the caption it was trained with."""
+
+    image: Image
+    name: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure without and with the LoRA; where both are percentages (`"93 %"`) they are also drawn as bars."""
+
+    label: str
+    before: str
+    after: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """Everything is optional; a section whose facts are missing is left out.
+
+    Attributes:
+        name: of the LoRA; also what stands in `<lora:NAME:0.8>`.
+        trigger: the word to write in prompts.
+        weight: the weight proposed for prompts.
+        num_pictures: pictures that trained. Default: as many as there are captions.
+        left_out: (name, reason) of pictures that did not train.
+        bucket_counts: "512x768" -> pictures.
+        files: the finished files. Default: those that the record names.
+        verification: what was proven about the finished file, one line each.
+        advice: what to change in the next run, one line each.
+        next_commands: (what it does, command).
+        written_settings: the settings the user wrote. Default: those that differ from their default.
+        device: "NVIDIA GeForce RTX 4090", "CPU, 2 threads". Default: the run's fact of that name.
+        environment: (what, version). Default: Python, the system and the libraries of the field.
+    """
+
+    name: str = "LoRA"
+    trigger: str = ""
+    weight: float = 0.8
+    num_pictures: int | None = None
+    thumbnails: Sequence[Thumbnail] = ()
+    left_out: Sequence[tuple[str, str]] = ()
+    bucket_counts: Mapping[str, int] = field(default_factory=dict)
+    measurements: Sequence[Measurement] = ()
+    files: Sequence[Path] = ()
+    verification: Sequence[str] = ()
+    advice: Sequence[str] = ()
+    next_commands: Sequence[tuple[str, str]] = ()
+    written_settings: Collection[str] | None = None
+    device: str = ""
+    environment: Sequence[tuple[str, str]] = ()

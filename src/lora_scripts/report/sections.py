@@ -1,0 +1,361 @@
+"""The rest of the page: curves, data, settings, files, notes and environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_scripts.report.charts import Series, count, decimal, line_chart, power
+from lora_scripts.report.markup import Child, Html, el, zh
+from lora_scripts.report.pictures import picture
+
+if TYPE_CHECKING:
+    from lora_scripts.report.facts import ReportFacts, Thumbnail
+    from lora_scripts.training.record import RunHistory
+
+__all__ = ["curves", "data", "environment", "files", "next_steps", "notes", "settings"]
+
+_MAX_THUMBNAILS = 60
+_THUMBNAIL_SIDE = 192
+_MAX_LEFT_OUT = 200
+_MAX_NOTES = 100
+
+
+def curves(history: RunHistory) -> Html | None:
+    """Loss, learning rate, gradient norm, speed and memory over the steps."""
+    reports = history.reports
+    at = [report.step for report in reports]
+    marks = [(float(step), "checkpoints") for step, _ in history.checkpoints]
+    groups = list(dict.fromkeys(group for report in reports for group in report.learning_rates))
+    limit = history.settings.get("max_grad_norm")
+    looks = ["line", "second", "faint"]
+    charts = [
+        line_chart(
+            "Loss",
+            "损失",
+            [
+                Series("each step", history.steps, history.losses, "faint"),
+                Series("smoothed", at, [report.loss_smoothed for report in reports]),
+            ],
+            decimal,
+            marks=marks,
+            wide=True,
+        )
+        if reports
+        else None,
+        line_chart(
+            "Learning rate",
+            "学习率",
+            [
+                Series(group, at, [report.learning_rates.get(group, float("nan")) for report in reports], look)
+                for group, look in zip(groups, looks, strict=False)
+            ],
+            power,
+        )
+        if groups
+        else None,
+        line_chart(
+            "Gradient norm",
+            "梯度范数",
+            [Series("gradient norm", at, [report.grad_norm for report in reports])],
+            decimal,
+            limit=(float(limit), "shortened above this") if isinstance(limit, int | float) and limit > 0 else None,
+        ),
+        line_chart(
+            "Speed",
+            "速度",
+            [Series("pictures per second", at, [report.examples_per_s for report in reports])],
+            decimal,
+            "pictures/s",
+            from_zero=True,
+        ),
+        line_chart(
+            "Memory",
+            "内存" if reports and reports[-1].memory.source == "process" else "显存",
+            [
+                Series("peak", at, [report.memory.peak_bytes / 2**30 for report in reports], "second"),
+                Series("in use", at, [report.memory.current_bytes / 2**30 for report in reports]),
+            ],
+            decimal,
+            "GiB",
+            from_zero=True,
+        ),
+    ]
+    if not any(charts):
+        return None
+    return _section(
+        "curves",
+        "Curves",
+        "训练曲线",
+        el("div", charts, class_="charts"),
+        lead="The loss of single steps jumps because every step draws other noise levels; the smoothed curve shows the trend.",
+    )
+
+
+def data(history: RunHistory, report: ReportFacts) -> Html | None:
+    """What trained and what did not, the shapes, and the captions."""
+    parts: list[Child] = []
+    num_pictures = history.num_captions if report.num_pictures is None else report.num_pictures
+    if report.left_out:
+        rows = [[name, reason] for name, reason in report.left_out[:_MAX_LEFT_OUT]]
+        parts.append(el("h3", f"Left out: {count(len(report.left_out))}", zh("未参与训练")))
+        parts.append(_table(["Picture", "Reason"], rows))
+        parts.append(_more(len(report.left_out) - len(rows)))
+    if report.bucket_counts:
+        parts += [el("h3", "Shapes", zh("尺寸分组")), _buckets(report.bucket_counts)]
+    thumbnails = report.thumbnails[:_MAX_THUMBNAILS]
+    total = max(num_pictures, len(report.thumbnails))
+    if thumbnails:
+        parts.append(el("h3", "Pictures and captions", zh("图片与标注")))
+        parts.append(el("div", (_thumbnail(each) for each in thumbnails), class_="data"))
+        parts.append(_more(total - len(thumbnails)))
+    elif history.captions:
+        rows = [list(pair) for pair in history.captions[:_MAX_THUMBNAILS]]
+        parts.append(el("h3", "Captions", zh("标注")))
+        parts.append(_table(["Picture", "Caption"], rows))
+        parts.append(_more(history.num_captions - len(rows)))
+    if not parts:
+        return None
+    lead = f"{count(num_pictures)} trained" if num_pictures else ""
+    if lead and report.left_out:
+        lead += f", {count(len(report.left_out))} left out"
+    return _section("data", "Data", "训练数据", *parts, lead=f"{lead}." if lead else "")
+
+
+def _thumbnail(each: Thumbnail) -> Html:
+    return el(
+        "figure",
+        el("div", picture(each.image, _THUMBNAIL_SIDE, each.caption or each.name), class_="frame"),
+        el(
+            "figcaption",
+            el("span", each.caption or "no caption", class_="clamp", title=each.caption),
+            el("span", each.name, class_="soft"),
+        ),
+    )
+
+
+def _buckets(counts: Mapping[str, int]) -> Html:
+    most = max(counts.values())
+    return el(
+        "div",
+        (
+            [
+                el("span", size.replace("x", " × "), class_="mono"),
+                el("div", el("div", class_="fill", style=f"width:{number / most:.1%}"), class_="track"),
+                el("span", count(number)),
+            ]
+            for size, number in sorted(counts.items(), key=lambda item: -item[1])
+        ),
+        class_="buckets",
+    )
+
+
+def settings(history: RunHistory, report: ReportFacts) -> Html | None:
+    """What the user set for this run, and behind a click everything in force with its explanation."""
+    values = history.settings
+    if not values:
+        return None
+    fields = _fields()
+    changed = {key for key in values if key in fields and _differs(values[key], fields[key])}
+    written = changed if report.written_settings is None else {key for key in report.written_settings if key in values}
+    heads = el("thead", el("tr", (el("th", head) for head in ("Setting", "Value", "Default"))))
+    own = [
+        el(
+            "tr",
+            _setting(key, value),
+            el("td", _default(fields.get(key)), class_="soft default"),
+            class_=_look(key, changed),
+        )
+        for key, value in values.items()
+        if key in written
+    ]
+    everything: list[Html] = []
+    group = ""
+    order = list(fields)
+    for key in sorted(values, key=lambda key: order.index(key) if key in fields else len(order)):
+        title = fields[key]["group"] if key in fields else "Other"
+        if title != group:
+            group = title
+            everything.append(el("tr", el("td", title, colspan=3), class_="group"))
+        why = el("td", fields[key]["explanation"] if key in fields else "", class_="why")
+        everything.append(el("tr", _setting(key, values[key]), why, class_=_look(key, changed)))
+    return _section(
+        "settings",
+        "Settings",
+        "训练设置",
+        el("table", heads, el("tbody", own), class_="list settings") if own else None,
+        el(
+            "details",
+            el("summary", f"All {len(values)} settings with explanations", zh("全部设置")),
+            el("table", el("tbody", everything), class_="list settings"),
+        ),
+        lead="What was set for this run; marked where it differs from the default."
+        if own
+        else "All at their defaults.",
+    )
+
+
+def _look(key: str, changed: Collection[str]) -> str | None:
+    return "changed" if key in changed else None
+
+
+def _setting(key: str, value: object) -> list[Html]:
+    return [el("td", el("code", key)), el("td", el("code", _shown(value)))]
+
+
+def _fields() -> dict[str, dict[str, Any]]:
+    """Every known setting's group, explanation and default, in the order of the configuration's own pages."""
+    from lora_scripts.config import RunConfig
+
+    fields: dict[str, dict[str, Any]] = {}
+    for section in reversed(RunConfig.__mro__):
+        names = [name for name in vars(section).get("__annotations__", {}) if name in RunConfig.model_fields]
+        for name in names:
+            field = RunConfig.model_fields[name]
+            title = (section.__doc__ or section.__name__).splitlines()[0].split(";")[0].rstrip(".")
+            fields[name] = {
+                "group": title,
+                "explanation": (field.description or "").replace("`", ""),
+                "required": field.is_required(),
+                "default": None if field.is_required() else field.get_default(call_default_factory=True),
+            }
+    return fields
+
+
+def _differs(value: object, field: Mapping[str, Any]) -> bool:
+    """Whether the user must have chosen the value; what has no default value is often filled in by the run itself."""
+    return field["default"] is not None and _shown(value) != _shown(field["default"])
+
+
+def _default(field: Mapping[str, Any] | None) -> Html | str:
+    if field is None or field["default"] is None:
+        return "required" if field is not None and field["required"] else "-"
+    return el("code", _shown(field["default"]))
+
+
+def _shown(value: object) -> str:
+    """A value as one would write it in the YAML."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str | Path):
+        return str(value) or '""'
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_shown(part) for part in value) + "]"
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def files(history: RunHistory, report: ReportFacts) -> Html | None:
+    """The finished files with their sizes, and where each tool looks for them."""
+    paths = list(report.files or history.files)
+    parts: list[Child] = []
+    if paths:
+        parts.append(el("ul", (_file(path) for path in paths), class_="files"))
+        if any(path.suffix == ".safetensors" for path in paths):
+            parts += [el("h3", "Where to put it", zh("放置位置")), _table(["Tool", "Folder"], _places(report.name))]
+    if report.verification:
+        parts += [el("h3", "What was checked", zh("校验结果")), _lines(report.verification, "good")]
+    return _section("files", "Files", "输出文件", *parts) if parts else None
+
+
+def _places(name: str) -> list[list[Child]]:
+    return [
+        ["AUTOMATIC1111 WebUI, Forge", el("code", "models/Lora")],
+        ["ComfyUI", el("code", "models/loras")],
+        ["diffusers", el("code", f'pipe.load_lora_weights(".", weight_name="{name}.safetensors")')],
+    ]
+
+
+def _file(path: Path) -> Html:
+    name = el("div", el("code", path.name), el("span", _size(path)))
+    return el("li", name, el("p", purpose) if (purpose := _purpose(path)) else None)
+
+
+def _purpose(path: Path) -> str:
+    match path.suffix.lower():
+        case ".safetensors":
+            return "The LoRA."
+        case ".json":
+            return "Its card in the WebUI: trigger word, weight, notes. Put it beside the LoRA."
+        case ".png":
+            return "Its preview picture. Put it beside the LoRA."
+        case _:
+            return ""
+
+
+def _size(path: Path) -> str:
+    try:
+        num_bytes = path.stat().st_size
+    except OSError:
+        return "-"
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
+
+
+def notes(history: RunHistory, report: ReportFacts) -> Html | None:
+    """Advice for the next run, and what the run itself warned of."""
+    warnings = list(dict.fromkeys(note.text for note in history.notes if note.level == "warning"))
+    said = [note.text for note in history.notes if note.level == "info"]
+    parts: list[Child] = []
+    if report.advice:
+        parts += [el("h3", "For the next run", zh("下次训练建议")), _lines(report.advice)]
+    if warnings:
+        parts += [
+            el("h3", "Warnings", zh("警告")),
+            _lines(warnings[:_MAX_NOTES], "warn"),
+            _more(len(warnings) - _MAX_NOTES),
+        ]
+    if said:
+        log = "\n".join(said[-_MAX_NOTES:])
+        parts.append(el("details", el("summary", "What the run said", zh("运行日志")), el("pre", log)))
+    return _section("notes", "Advice and notes", "建议与提示", *parts) if parts else None
+
+
+def next_steps(commands: Sequence[tuple[str, str]]) -> Html | None:
+    """Commands to go on with."""
+    if not commands:
+        return None
+    return _section(
+        "next",
+        "Next",
+        "下一步",
+        *(el("div", el("p", what), el("pre", command), class_="command") for what, command in commands),
+    )
+
+
+def environment(history: RunHistory, rows: Sequence[tuple[str, str]]) -> Html | None:
+    """The run's facts and the versions of what it ran on."""
+    known = dict.fromkeys([*history.facts, *rows])
+    if not known:
+        return None
+    return _section("environment", "Run and environment", "运行环境", _table([], [list(row) for row in known]))
+
+
+def _section(anchor: str, title: str, chinese: str, *children: Child, lead: str = "") -> Html:
+    return el(
+        "section",
+        el("div", el("h2", title, zh(chinese)), class_="head"),
+        el("p", lead, class_="lead") if lead else None,
+        *children,
+        id=anchor,
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Child]]) -> Html:
+    head = el("thead", el("tr", (el("th", each) for each in heads))) if heads else None
+    body = el("tbody", (el("tr", (el("td", child) for child in row)) for row in rows))
+    return el("table", head, body, class_="list")
+
+
+def _lines(lines: Sequence[str], look: str = "") -> Html:
+    return el("ul", (el("li", line) for line in lines), class_=f"lines {look}".strip())
+
+
+def _more(number: int) -> Html | None:
+    return (
+        el("p", f"{count(number)} more are not shown.", class_="soft", style="margin-top:12px") if number > 0 else None
+    )
