@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lora_scripts.report.markup import Html, el, join, zh
 
@@ -13,7 +14,8 @@ __all__ = ["Series", "count", "decimal", "line_chart", "power", "ticks"]
 
 _MAX_POINTS = 700
 """More points than a screen has columns only make the file bigger."""
-_DENSE = 250
+_BUSY = 40
+"""How often a curve may cross its own range before it is drawn thinner."""
 _WIDTH, _HEIGHT = 1000.0, 300.0
 
 
@@ -189,8 +191,10 @@ def _path(series: Series, across: Callable[[float], float], down: Callable[[floa
 
 
 def _look(series: Series) -> str:
-    """Thinner where many points stand close, or the curve becomes a block."""
-    return series.look if len(series.xs) <= _DENSE else f"{series.look} dense"
+    """The curve's class; thinner where it goes up and down so often that it would become a block."""
+    ys = [y for y in series.ys if math.isfinite(y)]
+    travelled = sum(abs(b - a) for a, b in pairwise(ys))
+    return f"{series.look} dense" if travelled > _BUSY * (max(ys, default=0) - min(ys, default=0)) else series.look
 
 
 def _readings(series: Sequence[Series], show: Callable[[float], str], unit: str) -> str:

@@ -173,7 +173,7 @@ def _yaml(run: RunStart) -> str:
     import yaml
 
     settings = {key: _plain_value(value) for key, value in run.settings.items()}
-    text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False, default_flow_style=None, width=1000)
+    text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False, default_flow_style=False, width=1000)
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 3)
     return f"{fence}yaml\n{text}{fence}"
 
