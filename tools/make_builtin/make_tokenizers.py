@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from scenes import DEFAULT_WORK, world
 START, END = "<|startoftext|>", "<|endoftext|>"
 BPE_SIZE = 1400
 
-COMMON_WORDS = """
+_WORDS_OF_PROMPTS = """
 a an the of in on at by with and or to for from near under over behind beside between into is are there here it its this
 that one two three four five many several some few no not very small big large little tiny huge old new young
 picture image photo photograph painting drawing illustration sketch print poster art artwork style styled scene view
@@ -33,7 +34,8 @@ flower sun moon star stars cloud clouds rain snow fog storm wind sunset sunrise 
 beach sea ocean sand forest wood woods street town road desert dune mountain mountains hill valley meadow grass field
 lake river water sky shown showing seen see we can be holding standing sitting flying running sailing parked swimming
 sks ohwx zwx my mystyle
-""".split()
+"""
+COMMON_WORDS = tuple(_WORDS_OF_PROMPTS.split())
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'\"-_()/<>|+*&%$#@=[]{}~^`\\"
 
@@ -71,12 +73,12 @@ def learn_bpe(counts: Counter[str], size: int) -> tuple[list[str], list[tuple[st
     letters = byte_symbols()
     ordered = [letters[b] for b in sorted(letters, key=lambda b: (len(letters[b].encode()) > 1, b))]
     vocabulary = [*ordered, *(s + "</w>" for s in ordered)]
-    words = {tuple([*w[:-1], w[-1] + "</w>"]): n for w, n in counts.items() if w.isascii()}
+    words = {(*w[:-1], w[-1] + "</w>"): n for w, n in counts.items() if w.isascii()}
     merges: list[tuple[str, str]] = []
     while len(vocabulary) < size - 2:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, n in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in pairwise(word):
                 pairs[pair] += n
         if not pairs:
             break

@@ -25,6 +25,7 @@ from harness import (
     replace_folder,
     save_state,
 )
+from muon import Muon
 from safetensors.torch import save_file
 from scenes import KINDS, LOOKS, SceneSet, open_set, world
 from torch import Tensor
@@ -87,9 +88,8 @@ def main() -> None:
     blurred = reconstructions(given.work, [plain, styled], given.reconstructed, device) if given.reconstructed else None
     readers = {"attributes": attribute_reader().to(device), "styles": style_reader().to(device)}
     averages = {name: AveragedWeights(reader, 0.995) for name, reader in readers.items()}
-    optimizer = torch.optim.AdamW(
-        [p for r in readers.values() for p in r.parameters()], lr=given.peak_lr, weight_decay=0.02
-    )
+    both = torch.nn.ModuleDict(readers)
+    optimizer = Muon(both.named_parameters(), lr=given.peak_lr, weight_decay=0.02, adam_names=("stem", "heads"))
     state_path = given.work / "state" / "judges.pt"
     step, clock = 0, Clock(given.minutes)
     if given.resume:

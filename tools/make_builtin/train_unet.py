@@ -7,8 +7,10 @@ picture but carries three of five attributes, more strongly where the subject is
 
 from __future__ import annotations
 
+import argparse
 import copy
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -27,7 +29,11 @@ from harness import (
     pixels,
     replace_folder,
     save_state,
+    share_gradients,
+    team_mean,
+    team_rng,
 )
+from muon import Muon
 from PIL import Image
 from scenes import KINDS, SceneSet, open_set, world
 from torch import Tensor
@@ -94,9 +100,18 @@ class Latents:
 
 
 def write_pipeline(
-    folder: Path, unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+    folder: Path,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    vocabulary: Path,
 ) -> None:
-    """Writes a diffusers folder in fp16, laid out as Stable Diffusion 1.5's."""
+    """Writes a diffusers folder in fp16, laid out as Stable Diffusion 1.5's.
+
+    Args:
+        vocabulary: the folder of vocab.json and merges.txt, which transformers 5 no longer writes by itself.
+    """
     pipeline = StableDiffusionPipeline(
         vae=copy.deepcopy(vae).half().to(memory_format=torch.contiguous_format),
         text_encoder=copy.deepcopy(text_encoder).half(),
@@ -108,6 +123,8 @@ def write_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+        shutil.copyfile(vocabulary / name, folder / "tokenizer" / name)
 
 
 @torch.no_grad()
@@ -152,19 +169,18 @@ def prompt_scenes(count: int, seed: int, split: str = "held_out") -> tuple[list[
 def main() -> None:
     """Trains, and writes mini-sd/, curves/unet.csv and looks/unet_*.png under the work folder."""
     given = arguments(
-        __doc__.split("\n")[0], minutes=60, batch_size=16, peak_lr=8e-4, subject_weight=1.5, eval_every=8.0
+        __doc__.split("\n")[0], minutes=60, batch_size=16, peak_lr=2e-3, subject_weight=1.5, eval_every=10.0
     )
     device = pick_device()
-    rng = np.random.default_rng(given.seed)
     tokenizer = CLIPTokenizer.from_pretrained(given.work / "tokenizer-clip")
     text_encoder = CLIPTextModel.from_pretrained(given.work / "text_encoder").to(device).eval().requires_grad_(False)
     vae = AutoencoderKL.from_pretrained(given.work / "vae").to(device, memory_format=torch.channels_last)
     vae.eval().requires_grad_(False)
     unet = UNet2DConditionModel(**UNET).to(device, memory_format=torch.channels_last)
-    latents = Latents(vae, open_set(given.data, "base", wait_for=2000), device, given.subject_weight)
-    chunk = 32
-    average = AveragedWeights(unet, 0.999)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=given.peak_lr, betas=(0.9, 0.99), weight_decay=0.01)
+    latents = Latents(vae, own_part(open_set(given.data, "base", wait_for=4000), given), device, given.subject_weight)
+    chunk = 16
+    average = AveragedWeights(unet, 0.997)
+    optimizer = Muon(unet.named_parameters(), lr=given.peak_lr, weight_decay=0.01)
     state_path = given.work / "state" / "unet.pt"
     step, seen, clock, scaling = 0, 0, Clock(given.minutes), 0.0
     if given.resume:
@@ -174,9 +190,9 @@ def main() -> None:
         average.values, average.step = state["average"], state["average_step"]
         step, seen, scaling = state["step"], state["seen"], state["scaling"]
         clock = Clock(given.minutes, state["elapsed_s"])
-    while latents.count < 1920:
+    while latents.count < min(960, len(latents.scenes)):
         latents.encode(chunk)
-    scaling = scaling or 1 / float(torch.cat(latents.mean).float().std())
+    scaling = team_mean(scaling or 1 / float(torch.cat(latents.mean).float().std()))
     vae.register_to_config(scaling_factor=scaling)
     print(
         f"{sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters, scaling factor {scaling:.4f}", flush=True
@@ -184,12 +200,13 @@ def main() -> None:
     alphas = torch.as_tensor(DDIMScheduler(**SCHEDULE).alphas_cumprod).to(device)
     snr = alphas / (1 - alphas)
     curve = Curve(given.work / "curves", "unet", given.resume)
+    rng = team_rng(given)
 
     def save(judge: bool) -> None:
         twin = average.applied_to(unet)
         figures: dict[str, float] = {}
         if judge:
-            scenes, prompts = prompt_scenes(64, 1)
+            scenes, prompts = prompt_scenes(48, 1)
             pictures = generate(twin, newest_decoder(vae, given.work), text_encoder, tokenizer, prompts, device)
             figures = read_back(pictures, scenes, given.work)
             contact_sheet(given.work / "looks" / f"unet_{clock.elapsed_s / 60:03.0f}min.png", pictures[:48], 12)
@@ -197,7 +214,9 @@ def main() -> None:
         curve.draw("minutes", ["loss", *KINDS] if any("subject" in row for row in curve.rows) else ["loss"])
         replace_folder(
             given.work / "mini-sd",
-            lambda folder: write_pipeline(folder, twin, newest_decoder(vae, given.work), text_encoder, tokenizer),
+            lambda folder: write_pipeline(
+                folder, twin, newest_decoder(vae, given.work), text_encoder, tokenizer, given.work / "tokenizer-clip"
+            ),
         )
         save_state(
             state_path,
@@ -213,13 +232,13 @@ def main() -> None:
             },
         )
 
-    running, last_save, last_judged = 0.0, time.time(), time.time()
-    while clock.progress < 1:
+    running, last_save, last_judged, progress = 0.0, time.time(), time.time(), clock.progress
+    while progress < 1:
         if not latents.complete:
             latents.encode(chunk)
         elif (
             step % 200 == 0
-            and len(newer := open_set(given.data, "base")) > latents.count
+            and len(newer := own_part(open_set(given.data, "base"), given)) > latents.count
             and latents.count % chunk == 0
         ):
             latents.scenes = newer
@@ -239,27 +258,35 @@ def main() -> None:
         a = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = (a.sqrt() * clean + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(given.peak_lr, clock.progress, step, 200)
+            group["lr"] = learning_rate(given.peak_lr, progress, step, 100)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             predicted = unet(noisy, timesteps, context).sample
         error = (weight * (predicted.float() - noise) ** 2).mean((1, 2, 3))
         loss = (snr[timesteps].clamp(max=5.0) / snr[timesteps] * error).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        progress = share_gradients(unet.parameters(), clock.progress)
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         average.update(unet)
         step += 1
-        seen += len(indices)
+        seen += len(indices) * given.team
         running = loss.item() if not running else 0.99 * running + 0.01 * loss.item()
-        if step % 200 == 0:
+        if step % 100 == 0 and given.rank == 0:
             print(f"step {step} loss {running:.4f} latents {latents.count} progress {clock.progress:.3f}", flush=True)
-        if time.time() - last_save > 180:
+        if given.rank == 0 and time.time() - last_save > 180:
             judge = time.time() - last_judged > given.eval_every * 60
             save(judge)
             last_save = time.time()
             last_judged = last_save if judge else last_judged
-    save(judge=True)
+    if given.rank == 0:
+        save(judge=True)
+
+
+def own_part(scenes: SceneSet, given: argparse.Namespace) -> SceneSet:
+    """Every n-th picture, so that each member of a team encodes and trains on its own."""
+    every = slice(given.rank, None, given.team)
+    return SceneSet(scenes.images[every], scenes.masks[every], scenes.attributes[every], scenes.styles[every])
 
 
 def newest_decoder(vae: AutoencoderKL, work: Path) -> AutoencoderKL:

@@ -1,7 +1,7 @@
 """Two small classifiers that read the scene world's attributes and styles from pictures.
 
-They judge what the built-in models draw: in the demo, in the measurements, in tests. Both are the same convolutional
-network with different heads. Legend: B pictures, C channels.
+They judge what the built-in models draw: in the demo, in the measurements, in tests. Both are convolutional
+networks of one design, the second narrower. Legend: B pictures, C channels.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ LOOKS: tuple[str, ...] = (PLAIN, *STYLES)
 
 _SIZE = 128
 _WIDTHS = (24, 48, 80, 128)
+_STYLE_WIDTHS = (16, 24, 32, 48)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
@@ -55,13 +57,14 @@ class Reader(nn.Module):
 
     Args:
         heads: name of the head -> number of its classes.
+        widths: channels at 64, 32, 16 and 8 pixels' width.
     """
 
-    def __init__(self, heads: dict[str, int]) -> None:
+    def __init__(self, heads: dict[str, int], widths: tuple[int, ...] = _WIDTHS) -> None:
         super().__init__()
-        self.stem = _convolution(3, _WIDTHS[0], 5, 2)
-        self.stages = nn.Sequential(*(_Stage(a, b) for a, b in zip(_WIDTHS, _WIDTHS[1:], strict=False)))
-        self.heads = nn.ModuleDict({name: nn.Linear(2 * _WIDTHS[-1], n) for name, n in heads.items()})
+        self.stem = _convolution(3, widths[0], 5, 2)
+        self.stages = nn.Sequential(*(_Stage(a, b) for a, b in pairwise(widths)))
+        self.heads = nn.ModuleDict({name: nn.Linear(2 * widths[-1], n) for name, n in heads.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         features = self.stages(self.stem(x))
@@ -123,7 +126,7 @@ def attribute_reader() -> Reader:
 
 def style_reader() -> Reader:
     """An untrained classifier of looks."""
-    return Reader({"style": len(LOOKS)})
+    return Reader({"style": len(LOOKS)}, _STYLE_WIDTHS)
 
 
 def load_judges(folder: Path | None = None) -> Judges:
