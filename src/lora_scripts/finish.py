@@ -74,7 +74,7 @@ class Finish:
         config, family = self._config, self._family
         path = config.output_dir / f"{config.name}.safetensors"
         prefixes = family.export_prefixes
-        with evaluation_weights(optimizer):
+        with evaluation_weights(optimizer), self._adapter.strength(1.0):
             weights = self._adapter.weights()
             trained_output = self._probe(device)
         facts = self._facts(config.name, self._max_steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +116,11 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     run_state = Resumable(config, source, dataset, adapter, optimizer, scaler, max_steps, dtype, finish)
     state = run_state.restore(events)
     previews = Previews(
-        family, preview_requests(config, dataset, resolution, device, _num_parameters(family)), optimizer, events
+        family,
+        adapter,
+        preview_requests(config, dataset, resolution, device, _num_parameters(family)),
+        optimizer,
+        events,
     )
     events.started(_start(config, source, adapter, data, resolution, max_steps, state.step, device, dtype))
     if state.step == 0:
@@ -162,15 +166,16 @@ def list_targets(base_model: str) -> list[str]:
 def _attach(family: ModelFamily, config: RunConfig, events: Events) -> Adapter:
     """The adapter on the chosen layers, fresh or with the weights of an older LoRA."""
     from lora_scripts.adapters.lora import attach
+    from lora_scripts.adapters.targets import split_targets
     from lora_scripts.export.names import layer_shapes
     from lora_scripts.export.reader import read_lora_file
 
     components = dict(family.components)
     if not config.train_text_encoder:
         components.pop("text_encoder", None)
-    targets = {name: family.default_targets[name] for name in components}
+    targets: Mapping[str, Sequence[str]] = {name: family.default_targets[name] for name in components}
     if config.target_modules is not None:
-        targets = dict.fromkeys(components, config.target_modules)
+        targets = split_targets(components, config.target_modules)
     older = None
     if config.init_lora_weights is not None:
         older = read_lora_file(config.init_lora_weights, layer_shapes(family.components))

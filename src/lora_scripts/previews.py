@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch.optim import Optimizer
 
+    from lora_scripts.adapters.lora import Adapter
     from lora_scripts.data.dataset import Dataset
     from lora_scripts.families.protocol import ModelFamily
 
@@ -54,15 +55,21 @@ class Previews:
     """Renders the requests with the model as it is and tells the listeners; keeps the last pictures."""
 
     def __init__(
-        self, family: ModelFamily, requests: Sequence[SampleRequest], optimizer: Optimizer, events: Events
+        self,
+        family: ModelFamily,
+        adapter: Adapter,
+        requests: Sequence[SampleRequest],
+        optimizer: Optimizer,
+        events: Events,
     ) -> None:
-        self._family, self.requests, self._optimizer, self._events = family, list(requests), optimizer, events
+        self._family, self._adapter, self._optimizer, self._events = family, adapter, optimizer, events
+        self.requests = list(requests)
         self.last: Preview | None = None
 
     def render(self, step: int) -> None:
         if not self.requests:
             return
-        with evaluation_weights(self._optimizer):
+        with evaluation_weights(self._optimizer), self._adapter.strength(1.0):
             images = self._family.sample(self.requests)
         self.last = Preview(step, [request.prompt for request in self.requests], images)
         self._events.previewed(self.last)

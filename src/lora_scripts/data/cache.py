@@ -6,6 +6,7 @@ folder costs time and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -62,7 +63,8 @@ class EncodingCache:
             partial.write_bytes(body + hashlib.sha256(body).digest())
             os.replace(partial, path)
         except OSError:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
     def _path(self, kind: str, key: str) -> Path:
         assert self.folder is not None

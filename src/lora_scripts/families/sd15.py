@@ -150,7 +150,7 @@ class StableDiffusion15:
             embeds: Tensor = encoder(input_ids.to(encoder.device)).last_hidden_state
             return embeds
         hidden = encoder(input_ids.to(encoder.device), output_hidden_states=True).hidden_states
-        normed: Tensor = encoder.text_model.final_layer_norm(hidden[-self._config.clip_skip])
+        normed: Tensor = getattr(encoder, "text_model", encoder).final_layer_norm(hidden[-self._config.clip_skip])
         return normed
 
     def release_encoders(self) -> None:
