@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["KOHYA_PREFIXES", "LayerShapes", "file_path", "kohya_name", "layer_shapes", "split_layer"]
+__all__ = ["KOHYA_PREFIXES", "LayerShapes", "file_path", "kohya_name", "layer_shapes", "split_layer", "wrapped_layer"]
 
 KOHYA_PREFIXES: Mapping[str, str] = {"unet": "lora_unet", "text_encoder": "lora_te"}
 """Component to key prefix in a kohya file of Stable Diffusion 1 and 2."""
@@ -66,8 +66,18 @@ def layer_shapes(components: Mapping[str, nn.Module]) -> dict[str, tuple[int, ..
             if _ADAPTER_CHILD.search(path):
                 continue
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-                shapes[f"{component}.{path.removesuffix('.base_layer')}"] = tuple(module.weight.shape)
+                name = path.removesuffix(".base_layer").removesuffix(".base")
+                shapes[f"{component}.{name}"] = tuple(module.weight.shape)
     return shapes
+
+
+def wrapped_layer(module: nn.Module) -> Any:
+    """The layer that an adapter, ours or PEFT's, stands around; the module itself where there is none."""
+    for attribute in ("base_layer", "base"):
+        inner = getattr(module, attribute, None)
+        if inner is not None:
+            return inner
+    return module
 
 
 def as_shapes(layers: Iterable[str]) -> dict[str, tuple[int, ...] | None]:

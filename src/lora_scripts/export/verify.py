@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_scripts.errors import ExportError
-from lora_scripts.export.names import KOHYA_PREFIXES
+from lora_scripts.export.names import KOHYA_PREFIXES, wrapped_layer
 
 if TYPE_CHECKING:
     import torch
@@ -236,7 +236,7 @@ def applied_file(
 def _side_path(module: nn.Module, down: Tensor, up: Tensor, scale: float) -> Callable[..., Tensor]:
     import torch.nn.functional as F
 
-    inner: Any = getattr(module, "base_layer", module)  # an adapter that is switched off may stand around the layer
+    inner = wrapped_layer(module)
     down, up = (tensor.to(inner.weight.device) for tensor in (down, up))
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

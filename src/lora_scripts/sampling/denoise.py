@@ -23,18 +23,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-__all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "Parts", "noise_prediction", "render"]
+__all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "Parts", "check_sampler", "noise_prediction", "render"]
 
+_DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "timestep_spacing": "linspace"}
 SAMPLERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "DPM++ 2M": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "DPM++ 2M Karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
-    ),
-    "Euler": ("EulerDiscreteScheduler", {}),
-    "DDIM": ("DDIMScheduler", {"clip_sample": False}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", _DPM_2M),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {**_DPM_2M, "use_karras_sigmas": True}),
+    "Euler": ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}),
+    "DDIM": ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "leading", "steps_offset": 1}),
 }
-"""WebUI name to diffusers scheduler and settings; only samplers that add no noise on the way."""
+"""WebUI name to diffusers scheduler and settings; only samplers that add no noise on the way.
+
+The steps are spaced as the WebUI spaces them, whatever a model folder says for the sampler it was saved with: one and the
+same model must not render differently from a file and from a folder.
+"""
 
 DEFAULT_SAMPLER = "DPM++ 2M"
 
@@ -207,15 +209,24 @@ def _noise(unet: Any, seed: int, height: int, width: int) -> Tensor:
     return torch.randn((unet.config.in_channels, height, width), generator=generator, dtype=torch.float32)
 
 
+def check_sampler(name: str) -> str:
+    """The sampler's name as `SAMPLERS` spells it, whatever the case it was written in.
+
+    Raises:
+        ConfigError: no such sampler.
+    """
+    lower = {known.lower(): known for known in SAMPLERS}
+    if name.lower() not in lower:
+        near = did_you_mean(name.lower(), lower)
+        raise ConfigError(f"sampler {name}: no such sampler.{near} There are: {', '.join(SAMPLERS)}.")
+    return lower[name.lower()]
+
+
 def _scheduler(parts: Parts, sampler: str) -> Any:
     """The sampler on the model's own noise schedule."""
     import diffusers
 
-    if sampler not in SAMPLERS:
-        raise ConfigError(
-            f"sampler {sampler}: no such sampler.{did_you_mean(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}."
-        )
-    name, settings = SAMPLERS[sampler]
+    name, settings = SAMPLERS[check_sampler(sampler)]
     cls = getattr(diffusers, name)
     known = inspect.signature(cls.__init__).parameters
     config = {**parts.scheduler_config, "prediction_type": parts.prediction_type, **settings}

@@ -24,6 +24,7 @@ _COMMA_BACKTRACK = 20
 """A piece that is full ends at its last comma if that is at most so many tokens back."""
 
 _ENCODE_AT_ONCE = 32
+_LEAST_MEAN = 0.01
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,11 @@ def _weighted(embeds: Tensor, weights: Sequence[float]) -> Tensor:
     factors = torch.ones(len(embeds), device=embeds.device, dtype=torch.float32)
     factors[1 : 1 + len(weights)] = torch.tensor(weights, device=embeds.device)
     scaled = embeds.float() * factors[:, None]
-    return (scaled * (embeds.float().mean() / scaled.mean())).to(embeds.dtype)
+    before, after = embeds.float().mean(), scaled.mean()
+    # Where there is no mean to speak of, the quotient would be one of rounding errors.
+    if after.abs() > _LEAST_MEAN * scaled.std():
+        scaled = scaled * (before / after)
+    return scaled.to(embeds.dtype)
 
 
 def _pieces(tokenizer: Any, prompt: str) -> list[_Piece]:

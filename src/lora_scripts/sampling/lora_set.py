@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from lora_scripts.adapters.weights import LoRATensors, LoRAWeights
 from lora_scripts.errors import ModelError
-from lora_scripts.export.names import split_layer
+from lora_scripts.export.names import split_layer, wrapped_layer
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -91,7 +91,7 @@ def _joined(module: nn.Module, parts: Sequence[tuple[LoRATensors, float]]) -> tu
     """One pair of matrices whose product is the weighted sum of all changes, scales included."""
     import torch
 
-    parameter = next(module.parameters())
+    parameter = wrapped_layer(module).weight
     down = torch.cat([tensors.lora_A.float() for tensors, _ in parts])
     up = torch.cat([tensors.lora_B.float() * (tensors.scale * weight) for tensors, weight in parts], dim=1)
     return down.to(parameter.device, parameter.dtype), up.to(parameter.device, parameter.dtype)
@@ -100,7 +100,7 @@ def _joined(module: nn.Module, parts: Sequence[tuple[LoRATensors, float]]) -> tu
 def _side_path(module: nn.Module, down: Tensor, up: Tensor) -> Callable[..., Tensor]:
     import torch.nn.functional as F
 
-    inner: Any = getattr(module, "base_layer", module)
+    inner = wrapped_layer(module)
     place = [down, up]
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
