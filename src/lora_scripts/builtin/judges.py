@@ -148,4 +148,5 @@ def load_judges(folder: Path | None = None) -> Judges:
             {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
         )
         readers.append(reader.eval().requires_grad_(False))
-    return Judges(*readers)
+    attributes, styles = readers
+    return Judges(attributes, styles)
