@@ -78,6 +78,11 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     resolution = config.resolution or (family.default_resolution, family.default_resolution)
 
     # Pictures and captions, each encoded once.
+    def progress(what: str, done: int, total: int) -> None:
+        events.progress(what, done, total)
+        if should_stop():
+            raise KeyboardInterrupt  # nothing is trained yet; what is encoded stays in the cache
+
     dataset = open_dataset(config, resolution)
     captions = CaptionSettings.of(config)
     data = encode_all(
@@ -87,7 +92,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
         EncodingCache(_cache_folder(config)),
         flip=config.flip,
         num_workers=4 if config.num_workers == "auto" else config.num_workers,
-        progress=events.progress,
+        progress=progress,
     )
     dataset = data.dataset
     for line in [*dataset.notes, *dataset.summary(), *_cut_captions(family, dataset)]:

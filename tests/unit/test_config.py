@@ -63,7 +63,10 @@ def test_unknown_key_names_line_and_nearest_setting(tmp_path: Path) -> None:
 
 
 def test_all_faults_come_at_once(tmp_path: Path) -> None:
-    text = NINE_KEYS.replace("batch_size: 4", "batch_size: -4").replace("2e-4 ", ".nan ") + "optimizer: adam\nlr_cycles: 3\n"
+    text = (
+        NINE_KEYS.replace("batch_size: 4", "batch_size: -4").replace("2e-4 ", ".nan ")
+        + "optimizer: adam\nlr_cycles: 3\n"
+    )
     faults = "\n".join(faults_of(tmp_path, text, "lora_rnak=3"))
     for part in (
         "line 5: batch_size: should be greater than or equal to 1",
@@ -167,7 +170,14 @@ def test_every_setting_is_explained() -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        set((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+        - {Path(__file__).parents[2] / "configs" / "captioner_rules.yaml"}
+    ),
+    ids=lambda path: path.name,
+)
 def test_every_template_in_configs_loads(path: Path) -> None:
     load_config(path)
 
