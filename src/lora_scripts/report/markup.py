@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Iterable
 
-__all__ = ["Child", "Html", "el", "join", "text", "zh"]
+__all__ = ["Child", "Html", "el", "join", "sentence", "text", "zh"]
 
 _VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
 _NOT_IN_HTML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -63,3 +63,9 @@ def el(tag: str, *children: Child, **attributes: str | int | float | bool | None
 def zh(words: str) -> Html:
     """A Chinese second heading."""
     return el("span", words, lang="zh", class_="zh")
+
+
+def sentence(words: str) -> str:
+    """The words with a capital at the front, unless they begin with the name of a setting."""
+    first = words.split(" ", 1)[0]
+    return words if "_" in first or first.endswith(":") else words[:1].upper() + words[1:]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.report.charts import count
-from lora_scripts.report.markup import Html, el, zh
+from lora_scripts.report.markup import Html, el, sentence, zh
 from lora_scripts.report.pictures import open_picture, picture
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _measurement(figure: Measurement) -> Html:
             el("strong", figure.after),
             class_="change",
         )
-    label = el("div", el("b", figure.label), el("p", figure.note) if figure.note else None)
+    label = el("div", el("b", sentence(figure.label)), el("p", figure.note) if figure.note else None)
     return el("div", label, values, class_="measure")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.report.charts import Series, count, decimal, line_chart, power
-from lora_scripts.report.markup import Child, Html, el, zh
+from lora_scripts.report.markup import Child, Html, el, sentence, zh
 from lora_scripts.report.pictures import picture
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ def notes(history: RunHistory, report: ReportFacts) -> Html | None:
     said = [note.text for note in history.notes if note.level == "info"]
     parts: list[Child] = []
     if report.advice:
-        parts += [el("h3", "For the next run", zh("下次训练建议")), _lines(report.advice)]
+        parts += [el("h3", "For the next run", zh("下次训练建议")), _lines([sentence(line) for line in report.advice])]
     if warnings:
         parts += [
             el("h3", "Warnings", zh("警告")),
@@ -323,7 +323,7 @@ def next_steps(commands: Sequence[tuple[str, str]]) -> Html | None:
         "next",
         "Next",
         "下一步",
-        *(el("div", el("p", what), el("pre", command), class_="command") for what, command in commands),
+        *(el("div", el("p", sentence(what)), el("pre", command), class_="command") for what, command in commands),
     )
 
 

@@ -174,7 +174,7 @@ class RunHistory:
         files: the finished files; empty while the run is not finished.
         seconds: time the kept steps took, previews and saves included, over all parts of the run.
         started_at: local time of the first start, ISO 8601.
-        num_parts: how often the run was started or resumed.
+        num_parts: in how many parts the kept steps were taken; 1 for a run that was never resumed.
     """
 
     settings: dict[str, object] = field(default_factory=dict)
@@ -226,6 +226,8 @@ class _Parts:
         self._history = history
         self._folder = folder
         self._losses: dict[int, float] = {}
+        self._part_of: dict[int, int] = {}
+        self._part = 0
         self._clock: list[list[tuple[int, float]]] = []
         self._early_notes: list[Note] = []
         self._pending_notes: list[Note] = []
@@ -239,6 +241,7 @@ class _Parts:
                 report = _report(entry)
                 first = report.step - len(report.losses) + 1
                 self._losses.update({first + i: loss for i, loss in enumerate(report.losses)})
+                self._part_of.update(dict.fromkeys(range(first, report.step + 1), self._part))
                 history.reports.append(report)
                 history.max_steps = report.max_steps
                 self._tick(entry)
@@ -261,6 +264,7 @@ class _Parts:
         history = self._history
         history.steps = sorted(self._losses)
         history.losses = [self._losses[step] for step in history.steps]
+        history.num_parts = len({self._part_of[step] for step in history.steps})
         history.previews = dict(sorted(history.previews.items()))
         history.seconds = sum(max((seconds for _, seconds in part), default=0.0) for part in self._clock)
         history.notes = (self._early_notes or self._pending_notes) + history.notes
@@ -279,7 +283,7 @@ class _Parts:
         history.files, history.finished = [], False
         if kept == 0:
             # Nothing of an earlier part lives on in this run.
-            history.notes, history.started_at, history.num_parts = [], "", 0
+            history.notes, history.started_at = [], ""
             self._clock = [[]]
         history.settings = dict(entry["settings"])
         history.facts = [(str(what), str(value)) for what, value in entry["facts"]]
@@ -287,7 +291,7 @@ class _Parts:
         history.num_captions = int(entry["num_captions"])
         history.max_steps = int(entry["max_steps"])
         history.started_at = history.started_at or str(entry["time"])
-        history.num_parts += 1
+        self._part += 1
 
     def _tick(self, entry: dict[str, Any]) -> None:
         if self._clock and entry["step"] is not None:

@@ -355,6 +355,13 @@ def test_record_resumed_inside_a_report_keeps_its_first_losses(tmp_path: Path) -
     assert history.losses[25] == pytest.approx(0.1)
 
 
+def test_record_of_a_finished_run_started_again_counts_no_new_part(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    short_run(RunRecord(path), 0, 40)
+    short_run(RunRecord(path), 40, 40)
+    assert (read_record(path).last_step, read_record(path).num_parts) == (40, 1)
+
+
 def test_record_of_a_run_begun_anew_forgets_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     short_run(RunRecord(path), 0, 30)
