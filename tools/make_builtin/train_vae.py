@@ -4,11 +4,13 @@ Four fifths of the time go into 64-px crops, most of them on the subject, which 
 the rest into whole pictures. Only plain scenes are used, part of them in looks invented by `augment.new_looks`, so that
 an adapter can later learn any of the world's styles without the decoder standing in its way.
 
-With --decoder-only the encoder stays as it is: latents already cached for the UNet remain valid.
+With --keep-latents a finished autoencoder is trained on, but plain pictures keep the latents that they had: a UNet
+trained on those stays valid, while other looks may find a better code and the decoder grows sharper.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 
@@ -100,7 +102,7 @@ def evaluate(vae: AutoencoderKL, data: SceneSet, device: torch.device, count: in
 
 def main() -> None:
     """Trains, and writes vae/, curves/vae.csv and looks/vae_*.png under the work folder."""
-    given = arguments(__doc__.split("\n")[0], minutes=28, batch_size=16, peak_lr=3e-3, decoder_only=False)
+    given = arguments(__doc__.split("\n")[0], minutes=28, batch_size=16, peak_lr=3e-3, keep_latents=False)
     device = pick_device()
     data = open_set(given.data, "base", wait_for=1500)
     test = open_set(given.data, "base_test", wait_for=100)
@@ -108,22 +110,22 @@ def main() -> None:
     bank = pixels(doodles(600, 128, np.random.default_rng(given.seed)), torch.device("cpu"))
     vae = AutoencoderKL(**CONFIG).to(device, memory_format=torch.channels_last)
     state_path = given.work / "state" / "vae.pt"
+    if given.keep_latents and (given.work / "state" / "vae_kept.pt").exists():
+        state_path = given.work / "state" / "vae_kept.pt"
     average = AveragedWeights(vae, 0.995)
     step, clock = 0, Clock(given.minutes)
     optimizer = Muon(vae.named_parameters(), lr=given.peak_lr)
-    if given.resume or given.decoder_only:
+    if given.resume or given.keep_latents:
         state = torch.load(state_path, map_location=device)
-        vae.load_state_dict(state["average"] if given.decoder_only else state["weights"])
+        vae.load_state_dict(state["average"] if given.keep_latents else state["weights"])
         average = AveragedWeights(vae, 0.995)
-        if not given.decoder_only:
+        if not given.keep_latents:
             if state.get("kind") == "muon":
                 optimizer.load_state_dict(state["optimizer"])
             average.values, average.step = state["average"], state["average_step"]
             step, clock = state["step"], Clock(given.minutes, state["elapsed_s"])
-    if given.decoder_only:
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
-    name = "vae_decoder" if given.decoder_only else "vae"
+    before = copy.deepcopy(vae).eval().requires_grad_(False) if given.keep_latents else None
+    name = "vae_kept" if given.keep_latents else "vae"
     curve = Curve(given.work / "curves", name, given.resume)
     rng = team_rng(given)
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
@@ -136,7 +138,7 @@ def main() -> None:
         twin.register_to_config(scaling_factor=1 / figures["latent_std"])
         replace_folder(given.work / "vae", lambda folder: twin.save_pretrained(folder))
         save_state(
-            state_path,
+            given.work / "state" / f"{name}.pt",
             {
                 "kind": "muon",
                 "weights": vae.state_dict(),
@@ -156,15 +158,21 @@ def main() -> None:
         whole = progress > 0.8
         size, count = (128, max(given.batch_size // 4, 1)) if whole else (64, given.batch_size)
         images, masks = draw_batch(data, rng, count, size)
-        x = new_looks(pixels(images, torch.device("cpu")), 0.4, bank).to(device)
+        plain = pixels(images, torch.device("cpu"))
+        x = new_looks(plain, 0.6 if before else 0.4, bank)
+        unchanged = (x == plain).flatten(1).all(1).to(device)
+        x = x.to(device)
         mask = torch.from_numpy(masks.astype(np.float32) / 255)[:, None].to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(given.peak_lr, progress, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            with torch.set_grad_enabled(not given.decoder_only):
-                posterior = vae.encode(x).latent_dist
+            posterior = vae.encode(x).latent_dist
             output = vae.decode(posterior.sample()).sample
         loss = reconstruction_loss(output.float(), x, mask)
+        if before is not None and unchanged.any():
+            with torch.no_grad():
+                known = before.encode(x[unchanged]).latent_dist.mean
+            loss = loss + 0.5 * (posterior.mean[unchanged] - known).abs().mean()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         optimizer.zero_grad(set_to_none=True)
         (loss + 3e-4 * kl).backward()
