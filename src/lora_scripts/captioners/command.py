@@ -377,7 +377,9 @@ def _show_review(terminal: _Terminal, options: LabelOptions, rows: Sequence[Any]
 
 
 def _this_command(options: LabelOptions) -> str:
-    parts = ["python", "tools/auto_label.py", "--input", str(options.folder)]
+    called_as_script = Path(sys.argv[0]).name == "auto_label.py"
+    parts = ["python", sys.argv[0]] if called_as_script else ["lora-scripts", "label"]
+    parts += ["--input", str(options.folder)]
     if options.output != options.folder / "metadata.csv":
         parts += ["--output", str(options.output)]
     return shlex.join(parts)

@@ -175,6 +175,19 @@ class LabelJob:
                 f"Replaced since their captions were written: {', '.join(replaced[:3])}{more}. Delete their rows to get new captions."
             )
 
+    def drop_unreadable(self) -> None:
+        """Take out pictures that cannot be read up to the first one that can: for damaged ones alone no model is loaded."""
+        from lora_scripts.data.images import read_image
+
+        while self.missing:
+            path = self.options.folder / self.missing[0]
+            try:
+                read_image(path, at_least=256)
+            except DataError as error:
+                self.result.failures.append(Failure(self.missing.pop(0), str(error).removeprefix(f"{path}: ")))
+            else:
+                return
+
     def load_captioner(self) -> tuple[Captioner, Any]:
         """The captioner and its device; tells which models are in use."""
         from lora_scripts.captioners import captioner_class
@@ -240,6 +253,10 @@ def label(options: LabelOptions, listener: Listener) -> LabelResult:
         sheet.finish()
         return result
     _check_writable(options.output)
+    job.drop_unreadable()
+    if not job.missing:
+        sheet.finish()
+        return result
     try:
         captioner, device = job.load_captioner()
     except KeyboardInterrupt:

@@ -103,6 +103,8 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(Path(path)) as image:
         width, height = image.size
+        if image.format == "TIFF":  # Pillow turns these itself, and tells the size after the turn
+            return width, height
         return (height, width) if _orientation(image) in _TURNED else (width, height)
 
 

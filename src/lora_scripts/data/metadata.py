@@ -110,9 +110,10 @@ def _find_table(folder: Path, metadata_path: Path | None, notes: list[str]) -> P
         raise DataError(f"{path}: is a folder. Give the table in it, such as {path / 'metadata.csv'}.")
     near = sorted(item.name for item in path.parent.glob("*") if item.suffix.lower() in (".csv", ".jsonl", ".tsv"))
     beside = f" There is {', '.join(near[:3])} in that folder." if near else ""
+    command = "python tools/auto_label.py" if Path("tools/auto_label.py").is_file() else "lora-scripts label"
     raise DataError(
         f"{path}: no such caption table.{beside} Write one with: "
-        f'python tools/auto_label.py --input "{folder}" --output "{path}"\n'
+        f'{command} --input "{folder}" --output "{path}"\n'
         "Or leave metadata_path out: then .txt files beside the pictures are read."
     )
 
