@@ -132,8 +132,9 @@ def decode_text(data: bytes, path: Path) -> tuple[str, str]:
             raise DataError(f"{path}: begins like UTF-16 text but is cut off. Save it again as UTF-8.") from None
     sample = data[:4000]
     for encoding, start in (("utf-16-le", 1), ("utf-16-be", 0)):
-        # Plain letters in UTF-16 have a zero in every second byte.
-        if len(sample) >= 8 and sample[start::2].count(0) > len(sample) // 4 and sample[1 - start :: 2].count(0) == 0:
+        # Plain letters in UTF-16 have a zero in every second byte; few Chinese characters have one in the other.
+        zeros, others = sample[start::2].count(0), sample[1 - start :: 2].count(0)
+        if len(sample) >= 8 and zeros > len(sample) // 6 and others < zeros // 4:
             try:
                 return data.decode(encoding), "UTF-16"
             except UnicodeDecodeError:
