@@ -124,6 +124,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"\s+([,.;:!?])", r"\1", text)
     text = re.sub(r"(\w) ' (s|t|re|ve|ll|d|m)\b", r"\1'\2", text)
     text = re.sub(r"(?:,\s*){2,}", ", ", text)
+    text = re.sub(r",\s*([.;!?])", r"\1", text)
     return text.strip(" ,")
 
 
@@ -152,7 +153,7 @@ def drop_repeats(text: str) -> str:
 
 def drop_final_stop(text: str) -> str:
     """The text without a full stop, comma or semicolon at its end; an ellipsis or question mark stays."""
-    return text[:-1].rstrip() if text.endswith((".", ",", ";")) and not text.endswith("..") else text
+    return text[:-1].rstrip(" ,") if text.endswith((".", ",", ";")) and not text.endswith("..") else text
 
 
 def _pattern(phrases: Sequence[str]) -> re.Pattern[str]:
