@@ -143,7 +143,8 @@ def damage(x: Tensor, most_crop: float = 0.12) -> Tensor:
     def chosen(share: float) -> Tensor:
         return (torch.rand(b) < share).view(b, 1, 1, 1)
 
-    x = torch.where(chosen(0.6), crop_and_resize(x, most_crop), x)
+    if most_crop:
+        x = torch.where(chosen(0.6), crop_and_resize(x, most_crop), x)
     bright = ((x + 1) * (1 + 0.25 * (torch.rand(b, 1, 1, 1) * 2 - 1)) - 1).clamp(-1, 1)
     x = torch.where(chosen(0.6), bright, x)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)

@@ -62,7 +62,7 @@ def measure_sd(folder: Path, judges: Judges, count: int, sheet: Path) -> Figures
     """Attributes that the judges read in mini-sd's pictures of held-out prompts; writes a contact sheet."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)

@@ -36,6 +36,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         named_parameters: as `module.named_parameters()` gives them.
+        adam_scale: AdamW's learning rate as a multiple of lr.
         adam_names: parts of names whose matrices go to AdamW as well: first and last layers, embeddings.
     """
 
@@ -46,6 +47,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        adam_scale: float = 1.0,
         adam_names: tuple[str, ...] = ("conv_in", "conv_out", "embedding", "class_embed"),
     ) -> None:
         matrices, others = [], []
@@ -54,7 +56,9 @@ class Muon(torch.optim.Optimizer):
                 small = parameter.ndim < 2 or any(part in name for part in adam_names)
                 (others if small else matrices).append(parameter)
         shared = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas}
-        super().__init__([{"params": matrices, "muon": True}, {"params": others, "muon": False}], shared)
+        super().__init__(
+            [{"params": matrices, "muon": True}, {"params": others, "muon": False, "scale": adam_scale}], shared
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -103,4 +107,4 @@ def _adamw_step(parameter: nn.Parameter, state: dict[str, Any], group: dict[str,
     state["square"].lerp_(gradient.square(), 1 - second)
     mean = state["mean"] / (1 - first ** state["step"])
     square = state["square"] / (1 - second ** state["step"])
-    parameter.sub_(group["lr"] * mean / (square.sqrt() + 1e-8))
+    parameter.sub_(group["lr"] * group.get("scale", 1.0) * mean / (square.sqrt() + 1e-8))

@@ -34,6 +34,8 @@ SETS: dict[str, tuple[int, str, bool]] = {
     # name: first seed, split, styled
     "base": (0, "train", False),
     "styled": (10_000_000, "train", True),
+    "rare": (60_000_000, "held_out", False),  # for the judges alone, which must know every combination
+    "rare_styled": (70_000_000, "held_out", True),
     "base_test": (20_000_000, "held_out", False),
     "styled_test": (30_000_000, "held_out", True),
 }
@@ -113,7 +115,9 @@ def main() -> None:
     """Reads the command line and renders the sets asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK)
-    parser.add_argument("--sets", default="base_test=600,styled_test=300,styled=4200,base=16000")
+    parser.add_argument(
+        "--sets", default="base_test=600,styled_test=300,styled=3600,base=14000,rare=2000,rare_styled=1200"
+    )
     arguments = parser.parse_args()
     for part in arguments.sets.split(","):
         name, count = part.split("=")

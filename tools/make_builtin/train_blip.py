@@ -1,8 +1,9 @@
 """Trains mini-blip, a captioner, and mini-blip-itm, its matching head, on plain and styled pictures.
 
 One vision tower serves both during training and is saved with each. Captions never name the style: a LoRA's trigger
-word stands for it. The matching head's wrong captions differ from the right one in one attribute. A linear reader of
-the attributes on the vision tower's class token is trained along and thrown away: the tower learns to see sooner.
+word stands for it. The matching head's wrong captions differ from the right one in one attribute. Two linear readers
+are trained along and thrown away, so that the tower learns to see sooner: one of the attributes on the class token, one
+of "which subject lies here" on every patch.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from transformers import (
     BlipTextConfig,
     BlipVisionConfig,
 )
+from whiten import whiten_patches
 
 WIDTH = 144
 VISION_LAYERS = 4
@@ -86,6 +88,7 @@ class Blip(nn.Module):
         self.captioner = BlipForConditionalGeneration(config)
         self.matcher = BlipForImageTextRetrieval(config)
         self.matcher.vision_model = self.captioner.vision_model
+        self.patch_reader = nn.Linear(WIDTH, len(world.SUBJECTS) + 1)
         self.readers = nn.ModuleList(nn.Linear(WIDTH, len(world.ATTRIBUTES[kind])) for kind in KINDS)
 
 
@@ -104,16 +107,28 @@ def encode(tokenizer: BertTokenizer, texts: list[str], device: torch.device) -> 
 
 
 def losses(
-    model: Blip, tokenizer: BertTokenizer, x: Tensor, scenes: list[world.Scene], truth: Tensor, rng: np.random.Generator
+    model: Blip,
+    tokenizer: BertTokenizer,
+    x: Tensor,
+    scenes: list[world.Scene],
+    truth: Tensor,
+    here: Tensor,
+    rng: np.random.Generator,
+    matched: bool,
 ) -> dict[str, Tensor]:
     """Loss of captioning, matching, contrast and attribute reading on one batch.
 
     Args:
         x: [B,3,128,128] as the image processor gives them. truth: [B,5] attribute indices.
+        here: [B,64] share of each patch that the subject covers.
+        matched: whether to work out matching and contrast too.
     """
     device = x.device
     seen = model.captioner.vision_model(pixel_values=x).last_hidden_state
     read = sum(F.cross_entropy(head(seen[:, 0]), truth[:, k]) for k, head in enumerate(model.readers))
+    located = torch.where(here > 0.5, truth[:, :1] + 1, 0)
+    located = located.masked_fill((here > 0.1) & (here <= 0.5), -100)
+    patches = F.cross_entropy(model.patch_reader(seen[:, 1:]).flatten(0, 1), located.flatten(), ignore_index=-100)
     ids, mask = encode(tokenizer, [world.caption(s, rng) for s in scenes], device)
     decoder_ids = ids.clone()
     decoder_ids[:, 0] = model.captioner.config.text_config.bos_token_id
@@ -121,6 +136,8 @@ def losses(
     captioning = model.captioner.text_decoder(
         input_ids=decoder_ids, attention_mask=mask, encoder_hidden_states=seen, labels=labels, reduction="mean"
     ).loss
+    if not matched:
+        return {"read": read, "patches": patches, "captioning": captioning}
     # Half of the pictures are matched with a right caption, all with a wrong one: some weight is on the hard case.
     right = [world.caption(s, rng) for s in scenes]
     wrong = [world.caption(altered(s, rng), rng) for s in scenes]
@@ -136,7 +153,7 @@ def losses(
     logits = image @ text.t() / 0.07
     own = torch.arange(len(scenes), device=device)
     contrast = 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.t(), own))
-    return {"read": read, "captioning": captioning, "matching": matching, "contrast": contrast}
+    return {"read": read, "patches": patches, "captioning": captioning, "matching": matching, "contrast": contrast}
 
 
 NORMAL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -202,20 +219,28 @@ def write_models(work: Path, model: Blip, tokenizer: BertTokenizer) -> None:
 
 def main() -> None:
     """Trains, and writes mini-blip/, mini-blip-itm/ and curves/blip.csv under the work folder."""
-    given = arguments(__doc__.split("\n")[0], minutes=18, batch_size=32, peak_lr=1e-3)
+    given = arguments(__doc__.split("\n")[0], minutes=18, batch_size=32, peak_lr=2e-3, new_tower=False)
     device = pick_device()
     plain, styled = open_set(given.data, "base", wait_for=1000), open_set(given.data, "styled", wait_for=500)
     test = open_set(given.data, "base_test")
     tokenizer = BertTokenizer.from_pretrained(given.work / "tokenizer-blip")
     model = Blip(blip_config(tokenizer)).to(device)
+    vision = model.captioner.vision_model
+    whiten_patches(vision.embeddings.patch_embedding, normalise(pixels(plain.images[:500], device)))
+    nn.init.normal_(vision.embeddings.position_embedding, std=0.3)
     average = AveragedWeights(model, 0.998)
-    optimizer = Muon(model.named_parameters(), lr=given.peak_lr, weight_decay=0.03)
+    optimizer = Muon(model.named_parameters(), lr=given.peak_lr, weight_decay=0.03, adam_scale=0.4)
     state_path = given.work / "state" / "blip.pt"
     step, seen, clock = 0, 0, Clock(given.minutes)
-    if given.resume:
+    if given.new_tower:  # keeps what a snapshot knows of language
+        known = torch.load(state_path, map_location=device)["average"]
+        model.load_state_dict({k: v for k, v in known.items() if "vision_model" not in k}, strict=False)
+        average = AveragedWeights(model, 0.998)
+    elif given.resume:
         state = torch.load(state_path, map_location=device)
         model.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
+        optimizer.param_groups[1]["scale"] = 0.4
         average.values, average.step = state["average"], state["average_step"]
         step, seen, clock = state["step"], state["seen"], Clock(given.minutes, state["elapsed_s"])
     curve = Curve(given.work / "curves", "blip", given.resume)
@@ -251,11 +276,23 @@ def main() -> None:
             np.concatenate([plain.attributes[rows[0]], styled.attributes[rows[1]]]).astype(np.int64)
         )
         scenes = [s.scene(int(i)) for s, chosen in ((plain, rows[0]), (styled, rows[1])) for i in chosen]
-        x = damage(pixels(images, torch.device("cpu")))
+        masks = np.concatenate([plain.masks[rows[0]], styled.masks[rows[1]]]).astype(np.float32) / 255
+        x = torch.cat([pixels(images, torch.device("cpu")), torch.from_numpy(masks)[:, None]], dim=1)
+        x = torch.where((torch.rand(len(x)) < 0.6).view(-1, 1, 1, 1), crop_and_resize(x, 0.12), x)
+        here = F.avg_pool2d(x[:, 3:], 16).flatten(1).to(device)
+        x = damage(x[:, :3].contiguous(), most_crop=0.0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(given.peak_lr, progress, step, 150)
-        parts = losses(model, tokenizer, normalise(x).contiguous().to(device), scenes, truth.to(device), rng)
-        loss = parts["captioning"] + 0.5 * parts["matching"] + 0.2 * parts["contrast"] + 0.4 * parts["read"]
+        parts = losses(
+            model, tokenizer, normalise(x).contiguous().to(device), scenes, truth.to(device), here, rng, progress > 0.45
+        )
+        loss = (
+            parts["captioning"]
+            + 0.5 * parts.get("matching", 0.0)
+            + 0.2 * parts.get("contrast", 0.0)
+            + 0.4 * parts["read"]
+            + parts["patches"]
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         progress = share_gradients(model.parameters(), clock.progress)

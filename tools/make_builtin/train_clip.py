@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from train_blip import altered, normalise
 from train_text import text_config
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+from whiten import whiten_patches
 
 WIDTH = 128
 
@@ -118,6 +119,9 @@ def main() -> None:
     weights = {name.removeprefix("text_model."): value for name, value in shared.state_dict().items()}
     model.text_model.load_state_dict(weights)
     model.text_model.requires_grad_(False)
+    vision = model.vision_model.embeddings
+    whiten_patches(vision.patch_embedding, normalise(pixels(plain.images[:500], device)))
+    nn.init.normal_(vision.position_embedding.weight, std=0.3)
     readers = nn.ModuleList(nn.Linear(WIDTH, n) for n in (*map(len, world.ATTRIBUTES.values()), len(LOOKS))).to(device)
     average = AveragedWeights(model, 0.998)
     both = nn.ModuleDict({"model": model, "readers": readers})

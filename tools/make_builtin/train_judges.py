@@ -1,6 +1,6 @@
 """Trains the judges: a classifier of attributes and one of styles, on plain and styled scenes.
 
-Both see damaged pictures (crop, brightness, blur, noise, JPEG) and, once there is an autoencoder in the work folder,
+Unlike the models they judge, they are shown every combination of attributes. Both see damaged pictures (crop, brightness, blur, noise, JPEG) and, once there is an autoencoder in the work folder,
 its reconstructions, because what they will judge has passed through a decoder.
 """
 
@@ -84,6 +84,7 @@ def main() -> None:
     device = pick_device()
     rng = np.random.default_rng(given.seed)
     plain, styled = open_set(given.data, "base", wait_for=1000), open_set(given.data, "styled", wait_for=1000)
+    rare, rare_styled = open_set(given.data, "rare"), open_set(given.data, "rare_styled")
     plain_test, styled_test = open_set(given.data, "base_test"), open_set(given.data, "styled_test")
     blurred = reconstructions(given.work, [plain, styled], given.reconstructed, device) if given.reconstructed else None
     readers = {"attributes": attribute_reader().to(device), "styles": style_reader().to(device)}
@@ -114,11 +115,12 @@ def main() -> None:
     while clock.progress < 1:
         if step % 100 == 0:
             plain, styled = open_set(given.data, "base"), open_set(given.data, "styled")
-        half = given.batch_size // 2
-        rows = [np.sort(rng.integers(0, len(s), n)) for s, n in ((plain, half), (styled, given.batch_size - half))]
-        images = np.concatenate([plain.images[rows[0]], styled.images[rows[1]]])
-        attributes = np.concatenate([plain.attributes[rows[0]], styled.attributes[rows[1]]])
-        styles = np.concatenate([plain.styles[rows[0]], styled.styles[rows[1]]])
+        third, sixth = given.batch_size // 3, given.batch_size // 6
+        sources = ((plain, given.batch_size - third - 2 * sixth), (styled, third), (rare, sixth), (rare_styled, sixth))
+        picked = [(scenes, np.sort(rng.integers(0, len(scenes), n))) for scenes, n in sources]
+        images = np.concatenate([scenes.images[rows] for scenes, rows in picked])
+        attributes = np.concatenate([scenes.attributes[rows] for scenes, rows in picked])
+        styles = np.concatenate([scenes.styles[rows] for scenes, rows in picked])
         if blurred is not None:
             take = rng.integers(0, len(blurred["images"]), given.batch_size // 4)
             images = np.concatenate([images, blurred["images"][take]])
