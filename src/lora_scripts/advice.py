@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_scripts.config import RunConfig, Size
+from lora_scripts.config import RunConfig
 from lora_scripts.training.optimizers import optimizer_advice
 
 if TYPE_CHECKING:
@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 __all__ = ["advise"]
 
 
-def advise(config: RunConfig, dataset: Dataset, resolution: Size, max_steps: int, uses_per_epoch: int) -> list[str]:
-    """Lines beginning with `Advice:`, most telling first."""
+SMALL = 100_000_000
+"""Models with fewer parameters, such as the built-in ones, take larger steps."""
+
+
+def advise(config: RunConfig, dataset: Dataset, max_steps: int, uses_per_epoch: int, num_parameters: int) -> list[str]:
+    """Lines beginning with `Advice:`, most telling first; `num_parameters` are the frozen model's."""
     lines = list(optimizer_advice(config.optimizer, config.learning_rate, config.lr_scheduler))
     pictures = len(dataset.examples)
     batch = config.batch_size * config.gradient_accumulation_steps
@@ -30,7 +34,12 @@ def advise(config: RunConfig, dataset: Dataset, resolution: Size, max_steps: int
         lines.append(
             f"each picture is seen {passes:.0f} times, more than the usual 10 to 30: look at the earlier checkpoints too."
         )
-    if config.optimizer in ("adamw", "adamw8bit") and config.learning_rate > 5e-4:
+    if (
+        not lines
+        and config.optimizer in ("adamw", "adamw8bit")
+        and config.learning_rate > 5e-4
+        and num_parameters > SMALL
+    ):
         lines.append(f"learning_rate: {config.learning_rate:g} is high; 1e-4 to 3e-4 suits most sets.")
     if config.lora_rank > 64:
         lines.append(

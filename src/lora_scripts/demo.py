@@ -7,6 +7,7 @@ come from the same commands that a user runs on pictures of their own.
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ def run_demo(output: Path, style: str = "ink wash", seed: int = 42) -> int:
 
     print("3. Training ...", flush=True)
     config = demo_config(output, style, seed)
+    shutil.rmtree(config.output_dir, ignore_errors=True)  # an older demo's run; a new one begins at the beginning
     from lora_scripts.train_command import STOPPED, train_and_report
 
     outcome = train_and_report(config)

@@ -112,7 +112,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     groups = [ParameterGroup(name, parameters, _rate(config, name)) for name, parameters in adapter.groups().items()]
     optimizer = make_optimizer(config.optimizer, groups, OptimizerSettings(weight_decay=config.weight_decay))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    advice = advise(config, dataset, resolution, max_steps, plan.uses_per_epoch)
+    advice = advise(config, dataset, max_steps, plan.uses_per_epoch, _num_parameters(family))
     for line in advice:
         events.note(line)
 
