@@ -30,7 +30,7 @@ def write_blip(folder: Path, *, matching: bool = False, seed: int = 0, side: int
     vocabulary = [*MARKS, *WORDS, "picture", "of", *LETTERS, *(f"##{letter}" for letter in LETTERS), ",", "."]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary), "utf-8")
-    tokenizer = BertTokenizer.from_pretrained(folder)
+    tokenizer = BertTokenizer.from_pretrained(folder, bos_token="[DEC]", additional_special_tokens=["[ENC]"])
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = {
         **vision,

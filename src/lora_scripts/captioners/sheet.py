@@ -109,6 +109,7 @@ class Sheet:
                 write_atomically(copy, self.path.read_bytes())
                 self.note(f"The table as it was before is kept as {copy.name}.")
                 self._backed_up = True
+            self.side.sync()
             ordered = {name: self.captions[name] for name in self.table.pictures if name in self.captions}
             write_metadata(
                 self.path,

@@ -142,7 +142,7 @@ class SideFile:
         return LabelRecord(**{**asdict(record), "text_sha256": list(digests)})
 
     def append(self, records: Iterable[LabelRecord]) -> None:
-        """Add records to the journal; they are on their way to the disk before this returns."""
+        """Add records to the journal: from here on the end of this process loses none of them."""
         if lines := [self._add(record) for record in records]:
             self._append_lines(lines)
 
@@ -151,6 +151,11 @@ class SideFile:
         self.records[record.filename] = record
         self.unsaved.add(record.filename)
         return _line(record)
+
+    def sync(self) -> None:
+        """Make the journal outlast a power cut; called before the table is written, which must not run ahead of it."""
+        with contextlib.suppress(OSError), open(self.path, "rb+") as file:
+            os.fsync(file.fileno())
 
     def mark_saved(self, num_rows: int) -> None:
         """Note that the table holds everything up to here."""
@@ -174,9 +179,6 @@ class SideFile:
                 # A killed run may have left half a line: it stays one broken line and does not spoil the next.
                 before = b"\n" if file.tell() and not _ends_with_newline(self.path) else b""
                 file.write(before + "".join(f"{line}\n" for line in lines).encode())
-                file.flush()
-                with contextlib.suppress(OSError):
-                    os.fsync(file.fileno())
         except OSError as error:
             raise DataError(
                 f"{self.path}: cannot be written ({error.strerror or error}). The captions written so far are safe. Free some "

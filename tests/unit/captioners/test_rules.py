@@ -102,6 +102,7 @@ def test_all_steps_work_together_in_order() -> None:
         "repeats",
         "lowercase",
         "ban",
+        "final stop",
         "prefix and suffix",
         "trigger first",
     ]

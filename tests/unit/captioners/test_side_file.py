@@ -36,7 +36,10 @@ def test_a_journal_cut_at_any_byte_keeps_every_whole_line(tmp_path: Path) -> Non
     for number in range(4):
         side.append([record(f"{number}.png", f"猫 {number}")])
     data = side.path.read_bytes()
-    for cut in range(len(data) + 1):
+    for cut in {
+        *range(0, len(data), 23),
+        *(at + shift for at in range(len(data)) if data[at] == 10 for shift in (0, 1)),
+    }:
         side.path.write_bytes(data[:cut])
         read = SideFile.beside(tmp_path / "metadata.csv")
         whole = data[:cut].count(b"\n")
