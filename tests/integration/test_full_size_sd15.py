@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_pictures
 from safetensors.torch import load_file
+
+from conftest import draw_pictures
 
 ROOT = Path(__file__).parents[2]
 MOST_BYTES = 12e9

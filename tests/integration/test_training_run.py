@@ -279,5 +279,5 @@ def test_folder_without_usable_pictures_is_said(settings: Settings, tmp_path: Pa
 
 def test_file_in_place_of_the_output_folder_is_said(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
-    with pytest.raises(DataError, match="output_dir: .*cannot be written"):
+    with pytest.raises(DataError, match=r"output_dir: .*cannot be written"):
         train(settings())
