@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader without aliases: a flat file needs none, and nested ones can grow without bound."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.events.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(
                 None, None, "anchors and aliases (&, *) are not allowed", event.start_mark
@@ -130,7 +130,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         loader = _Loader(text)
         try:
-            node = loader.get_single_node()  # type: ignore[no-untyped-call]
+            node = loader.get_single_node()
             if node is None:
                 raise ConfigError(f"{path}: is empty. Templates lie in configs/.")
             if not isinstance(node, yaml.MappingNode):
@@ -144,7 +144,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
                 lines[key] = line
             values = {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         hint = ""
