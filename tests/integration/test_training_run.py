@@ -236,7 +236,7 @@ def test_training_goes_on_from_an_older_file(settings: Settings, tmp_path: Path)
         {"buckets": False},
         {"target_modules": ["to_q", "proj_in", "ff.net.2"]},
         {"caption_shuffle": True, "caption_variants": 2},
-        {"resolution": "64x32"},
+        {"resolution": "128x64"},
     ],
     ids=lambda changes: ",".join(changes),
 )

@@ -28,6 +28,8 @@ __all__ = ["Effect", "Verification", "applied_file", "verify_effect", "verify_fi
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _WIDTH = {"F16": 2, "BF16": 2, "F32": 4}
+MOST_LOST = 0.05
+"""Largest share of the trained change that may be lost to numbers too small for the file's dtype."""
 _SUFFIXES = (".alpha", ".lora_down.weight", ".lora_up.weight")
 
 
@@ -104,8 +106,9 @@ def verify_file(
     tensors, metadata, header_bytes, dtype = _read(path)
     names = {_spelling(layer, prefixes): layer for layer in expected}
     _check_keys(path, tensors, names)
-    error = size = 0.0
+    error = size = floor = 0.0
     num_zero = 0
+    info = torch.finfo(getattr(torch, _DTYPES[dtype]))
     for name, layer in names.items():
         trained = expected[layer]
         alpha, down, up = (tensors[name + suffix] for suffix in _SUFFIXES)
@@ -128,6 +131,9 @@ def verify_file(
         layer_error, layer_size, file_size = _compare(trained, down, up, float(alpha))
         error += layer_error
         size += layer_size
+        # Numbers near the smallest that the dtype holds are off by half of that, whatever their own size; a small share
+        # lost so harms nobody, a larger one is training thrown away.
+        floor += up.numel() * float((trained.scale * info.smallest_normal * info.eps / 2 * trained.lora_A.norm()) ** 2)
         num_zero += file_size == 0.0
     if num_zero == len(names):
         raise ExportError(
@@ -136,8 +142,8 @@ def verify_file(
         )
     relative = (error / size) ** 0.5 if size else float("inf")
     # A tensor is off by half a unit in its last place at most; both factors together, with some room.
-    tolerance = max(16 * torch.finfo(getattr(torch, _DTYPES[dtype])).eps / 2, 2e-6)
-    if relative > tolerance:
+    tolerance = max(16 * info.eps / 2, 2e-6)
+    if relative > MOST_LOST or error**0.5 > tolerance * size**0.5 + floor**0.5:
         raise ExportError(
             f"{path}: failed: the weight changes in the file differ from the trained ones by {relative:.1e} of their size, "
             f"rounding to {dtype} explains {tolerance:.1e}. Set save_precision to fp32 and export again."
