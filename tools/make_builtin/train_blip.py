@@ -219,7 +219,7 @@ def write_models(work: Path, model: Blip, tokenizer: BertTokenizer) -> None:
 
 def main() -> None:
     """Trains, and writes mini-blip/, mini-blip-itm/ and curves/blip.csv under the work folder."""
-    given = arguments(__doc__.split("\n")[0], minutes=18, batch_size=32, peak_lr=2e-3, new_tower=False)
+    given = arguments(__doc__.split("\n")[0], minutes=18, batch_size=32, peak_lr=4e-3, new_tower=False)
     device = pick_device()
     plain, styled = open_set(given.data, "base", wait_for=1000), open_set(given.data, "styled", wait_for=500)
     test = open_set(given.data, "base_test")

@@ -109,7 +109,7 @@ def write_model(work: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
 
 def main() -> None:
     """Trains, and writes mini-clip/ and curves/clip.csv under the work folder."""
-    given = arguments(__doc__.split("\n")[0], minutes=8, batch_size=48, peak_lr=1e-3)
+    given = arguments(__doc__.split("\n")[0], minutes=8, batch_size=48, peak_lr=4e-3)
     device = pick_device()
     plain, styled = open_set(given.data, "base", wait_for=1000), open_set(given.data, "styled", wait_for=500)
     test, styled_test = open_set(given.data, "base_test"), open_set(given.data, "styled_test")
@@ -125,13 +125,14 @@ def main() -> None:
     readers = nn.ModuleList(nn.Linear(WIDTH, n) for n in (*map(len, world.ATTRIBUTES.values()), len(LOOKS))).to(device)
     average = AveragedWeights(model, 0.998)
     both = nn.ModuleDict({"model": model, "readers": readers})
-    optimizer = Muon(both.named_parameters(), lr=given.peak_lr, weight_decay=0.02)
+    optimizer = Muon(both.named_parameters(), lr=given.peak_lr, weight_decay=0.02, adam_scale=0.4)
     state_path = given.work / "state" / "clip.pt"
     step, seen, clock = 0, 0, Clock(given.minutes)
     if given.resume:
         state = torch.load(state_path, map_location=device)
         both.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
+        optimizer.param_groups[1]["scale"] = 0.4
         average.values, average.step = state["average"], state["average_step"]
         step, seen, clock = state["step"], state["seen"], Clock(given.minutes, state["elapsed_s"])
     curve = Curve(given.work / "curves", "clip", given.resume)
