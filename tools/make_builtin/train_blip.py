@@ -212,6 +212,7 @@ def write_models(work: Path, model: Blip, tokenizer: BertTokenizer) -> None:
         def write(folder: Path, part: nn.Module = part) -> None:
             part.half().save_pretrained(folder)
             processor.save_pretrained(folder)
+            processor.image_processor.save_pretrained(folder)  # preprocessor_config.json, which older versions read
             shutil.copyfile(work / "tokenizer-blip" / "vocab.txt", folder / "vocab.txt")
 
         replace_folder(work / name, write)
