@@ -69,12 +69,13 @@ def test_full_size_trains_in_12_gb_and_the_file_loads_in_diffusers(tmp_path: Pat
     assert len(layers) == 128
     for name, change in changes.items():
         ours = trained[f"unet.{name}.lora_B"] @ trained[f"unet.{name}.lora_A"]  # alpha is the rank here: scale 1
-        assert torch.allclose(change, ours, atol=2e-3 * float(ours.abs().max()))
-        assert float(ours.abs().max()) > 0
+        # diffusers keeps a LoRA in the model's bf16, which has 8 bits.
+        assert float((change - ours).norm()) < 0.01 * float(ours.norm())
+        assert float(ours.norm()) > 0
 
 
 def diffusers_changes(file: Path) -> dict[str, torch.Tensor]:
-    """Every U-Net layer's weight change as diffusers understands the file; the model itself stays without memory."""
+    """Every U-Net layer's weight change as diffusers understands the file; the model's own weights stay unset."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -82,8 +83,10 @@ def diffusers_changes(file: Path) -> dict[str, torch.Tensor]:
     from lora_scripts.models.sd_layout import published_config
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(published_config("unet"))
+        unet = UNet2DConditionModel.from_config(published_config("unet")).to(torch.bfloat16)
         text_encoder = CLIPTextModel(CLIPTextConfig(num_hidden_layers=1))
+    unet.to_empty(device="cpu")
+    text_encoder.to_empty(device="cpu")
     pipeline = StableDiffusionPipeline(
         vae=None,
         text_encoder=text_encoder,
