@@ -21,7 +21,31 @@ from transformers import (
 )
 
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
-WORDS = ["a", "an", "the", "red", "blue", "green", "white", "cat", "dog", "house", "tree", "boat", "with", "on", "in", "at", "by", "near", "sitting", "running", "night", "day", "beach"]
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "red",
+    "blue",
+    "green",
+    "white",
+    "cat",
+    "dog",
+    "house",
+    "tree",
+    "boat",
+    "with",
+    "on",
+    "in",
+    "at",
+    "by",
+    "near",
+    "sitting",
+    "running",
+    "night",
+    "day",
+    "beach",
+]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -90,3 +114,28 @@ def write_clip(folder: Path, *, seed: int = 0, side: int = 32) -> Path:
     sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     CLIPProcessor(CLIPImageProcessorPil(**sizes), tokenizer).save_pretrained(folder)
     return folder
+
+
+def write_full_size_blip(folder: Path, seed: int = 0) -> Path:
+    """BLIP base as it was published: its sizes, 384-px pictures and 30,524 tokens, but random weights, in bf16 (450 MB)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = ["[PAD]", *(f"[unused{number}]" for number in range(99)), *MARKS[1:5]]
+    vocabulary += [f"word{number}" for number in range(30_522 - len(vocabulary))]
+    (folder / "vocab.txt").write_text("\n".join([*vocabulary, "[DEC]", "[ENC]"]), "utf-8")
+    tokenizer = BertTokenizer.from_pretrained(folder, bos_token="[DEC]", additional_special_tokens=["[ENC]"])
+    config = BlipConfig(
+        vision_config={"hidden_size": 768, "intermediate_size": 3072, "image_size": 384, "patch_size": 16},
+        text_config={
+            "vocab_size": 30_524,
+            "encoder_hidden_size": 768,
+            "num_attention_heads": 12,
+            "bos_token_id": 30_522,
+            "sep_token_id": 102,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        },
+    )
+    torch.manual_seed(seed)
+    BlipForConditionalGeneration._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessorPil(), tokenizer).save_pretrained(folder)
+    return upstream_layout(folder)

@@ -19,7 +19,7 @@ __all__ = ["BatchSize", "Loader", "Picture", "is_out_of_memory"]
 LARGEST_BATCH = {"cuda": 64, "mps": 16, "cpu": 8}
 """Where trying stops. On a CPU a batch saves little beyond reading the weights less often, and memory is shared."""
 FIRST_BATCH = {"cuda": 8}
-"""Where trying begins, if not at one."""
+"""Where trying begins, if not at two."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class BatchSize:
     """
 
     def __init__(self, fixed: int | None, device: str) -> None:
-        self.value = fixed or FIRST_BATCH.get(device, 1)
+        self.value = fixed or FIRST_BATCH.get(device, 2)
         self._largest = max(LARGEST_BATCH.get(device, 8), self.value)
         self._trying = fixed is None
         self._rates: dict[int, float] = {}

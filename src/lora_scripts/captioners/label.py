@@ -31,6 +31,7 @@ __all__ = [
     "LabelOptions",
     "LabelResult",
     "Listener",
+    "caption_all",
     "doubtful",
     "label",
     "preview",
@@ -264,7 +265,7 @@ def label(options: LabelOptions, listener: Listener) -> LabelResult:
         return result
     began = time.monotonic()
     try:
-        _caption_all(job, captioner, device.type)
+        caption_all(job, captioner, device.type)
     except KeyboardInterrupt:
         result.interrupted = True
     finally:
@@ -280,7 +281,8 @@ def _excluded(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(part, pattern) for pattern in patterns for part in (name, name.rsplit("/", 1)[-1]))
 
 
-def _caption_all(job: LabelJob, captioner: Captioner, device: str) -> None:
+def caption_all(job: LabelJob, captioner: Captioner, device: str) -> None:
+    """Caption the job's missing pictures; rows are saved now and then, not at the end."""
     from lora_scripts.captioners.batching import BatchSize, Loader
 
     options, listener = job.options, job.listener

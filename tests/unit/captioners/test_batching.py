@@ -21,13 +21,13 @@ def settle(size: BatchSize, seconds_of: dict[int, float]) -> list[int]:
 
 
 def test_the_size_doubles_while_that_is_faster_and_then_stays() -> None:
-    tried = settle(BatchSize(None, "cpu"), {1: 1.0, 2: 1.5, 4: 2.0, 8: 5.0})
-    assert tried[:5] == [1, 1, 2, 4, 8]
-    assert set(tried[5:]) == {4}
+    tried = settle(BatchSize(None, "cpu"), {2: 1.5, 4: 2.0, 8: 5.0})
+    assert tried[:4] == [2, 2, 4, 8]
+    assert set(tried[4:]) == {4}
 
 
-def test_the_size_stays_at_one_where_batches_do_not_help() -> None:
-    assert set(settle(BatchSize(None, "cpu"), {1: 1.0, 2: 2.2})[3:]) == {1}
+def test_the_size_stays_small_where_larger_batches_do_not_help() -> None:
+    assert set(settle(BatchSize(None, "cpu"), {2: 1.0, 4: 2.2})[3:]) == {2}
 
 
 def test_the_size_ends_at_the_largest_of_the_device() -> None:
