@@ -59,6 +59,8 @@ def start(home: Path, *arguments: str | Path) -> subprocess.Popen[str]:
         encoding="utf-8",
         cwd=home,
         env=environment(home),
+        # A test run in the background of a shell ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
