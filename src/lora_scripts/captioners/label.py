@@ -268,6 +268,8 @@ def label(options: LabelOptions, listener: Listener) -> LabelResult:
         caption_all(job, captioner, device.type)
     except KeyboardInterrupt:
         result.interrupted = True
+        if not options.overwrite:  # the interruption may have come between counting a batch and keeping it
+            result.num_written = sum(name in sheet.captions for name in job.missing)
     finally:
         result.seconds = time.monotonic() - began
         sheet.finish(backup=options.overwrite)
