@@ -21,6 +21,7 @@ from lora_scripts.captioners.folders import (
     fastest_dtype,
     find_model,
     first_available,
+    load_image_processor,
     load_weights,
     quiet_libraries,
 )
@@ -80,14 +81,14 @@ class Blip:
     ) -> Self:
         """See `Captioner.load`."""
         quiet_libraries()
-        from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessorPil
+        from transformers import AutoTokenizer, BlipForConditionalGeneration
 
         folder, notes = choose_model(model, settings)
         check_folder(folder, BLIP_CAPTIONING)
         dtype = dtype or fastest_dtype(device, folder)
         weights = load_weights(BlipForConditionalGeneration, folder, BLIP_CAPTIONING, device, dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
-        processor = BlipImageProcessorPil.from_pretrained(folder.path, local_files_only=True)
+        processor = load_image_processor("Blip", folder)
         notes = [f"Caption model: {describe(folder, [dtype_name(dtype)])}", *notes]
         return cls(folder, weights, tokenizer, processor, settings, notes)
 

@@ -85,6 +85,7 @@ def decode(
     lengths = torch.zeros(batch, num_candidates, device=device)
     finished = torch.zeros(batch, num_candidates, dtype=torch.bool, device=device)
     greedy = torch.isnan(draws[:, :, 0]).to(device)
+    sampling = not bool(greedy.all())
     draws = torch.nan_to_num(draws).to(device)
 
     state = _State(text_decoder, image_states, num_candidates, len(prompt_ids) + max_tokens)
@@ -98,7 +99,9 @@ def decode(
         if step < min_tokens:
             logits[:, :, end_id] = -torch.inf
         scores = torch.log_softmax(logits, dim=-1)
-        chosen = torch.where(greedy[active], scores.argmax(dim=-1), _nucleus(scores, draws[active, :, step], top_p))
+        chosen = scores.argmax(dim=-1)
+        if sampling:
+            chosen = torch.where(greedy[active], chosen, _nucleus(scores, draws[active, :, step], top_p))
         going = ~finished[active]
         log_probs[active] += torch.where(going, scores.gather(-1, chosen[..., None])[..., 0], 0.0)
         lengths[active] += going

@@ -28,6 +28,7 @@ from lora_scripts.captioners.folders import (
     fastest_dtype,
     find_model,
     first_available,
+    load_image_processor,
     load_weights,
     model_type,
     quiet_libraries,
@@ -74,13 +75,13 @@ class ClipRanker:
     """
 
     def __init__(self, folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> None:
-        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+        from transformers import AutoTokenizer, CLIPModel
 
         check_folder(folder, CLIP)
         self.folder = folder
         self.model = load_weights(CLIPModel, folder, CLIP, device, dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
-        self.processor = CLIPImageProcessorPil.from_pretrained(folder.path, local_files_only=True)
+        self.processor = load_image_processor("CLIP", folder)
         self.image_side = int(self.model.config.vision_config.image_size)
         self.max_tokens = int(self.model.config.text_config.max_position_embeddings)
 
@@ -92,11 +93,11 @@ class ClipRanker:
     def score(self, prepared: Sequence[Any], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         weight = self.model.visual_projection.weight
         pixels = torch.from_numpy(np.stack(prepared)).to(weight.device, weight.dtype)
-        images = functional.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
+        images = _unit(self.model.get_image_features(pixel_values=pixels))
         flat = [text for group in texts for text in group]
         tokens = self.tokenizer(flat, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         tokens = {name: tokens[name].to(weight.device) for name in ("input_ids", "attention_mask")}
-        features = functional.normalize(self.model.get_text_features(**tokens).pooler_output.float(), dim=-1)
+        features = _unit(self.model.get_text_features(**tokens))
         cosines = (features * images.repeat_interleave(_counts(texts, images), dim=0)).sum(dim=-1)
         return _grouped((cosines * self.model.logit_scale.float().exp()).tolist(), texts)
 
@@ -108,13 +109,13 @@ class MatchingRanker:
     """
 
     def __init__(self, folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> None:
-        from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil
+        from transformers import AutoTokenizer, BlipForImageTextRetrieval
 
         check_folder(folder, BLIP_MATCHING)
         self.folder = folder
         self.model = load_weights(BlipForImageTextRetrieval, folder, BLIP_MATCHING, device, dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
-        self.processor = BlipImageProcessorPil.from_pretrained(folder.path, local_files_only=True)
+        self.processor = load_image_processor("Blip", folder)
         self.image_side = int(self.model.config.vision_config.image_size)
 
     def prepare(self, image: Image) -> np.ndarray[Any, Any]:
@@ -223,6 +224,11 @@ def _choose(settings: CaptionerSettings, blip: ModelFolder) -> tuple[ModelFolder
         f"{CLIP.example} ({CLIP.file_list}) into models/{CLIP.example.split('/')[1]}, or fetch them once with "
         f"--rank-model {CLIP.example} --download, or use --captioner blip."
     )
+
+
+def _unit(features: Any) -> Tensor:
+    """[B,D] of length one; newer versions of transformers return an object around the tensor."""
+    return functional.normalize(getattr(features, "pooler_output", features).float(), dim=-1)
 
 
 def _counts(texts: Sequence[Sequence[str]], like: Tensor) -> Tensor:

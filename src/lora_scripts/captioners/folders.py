@@ -31,6 +31,7 @@ __all__ = [
     "fastest_dtype",
     "find_model",
     "first_available",
+    "load_image_processor",
     "load_weights",
     "model_type",
     "quiet_libraries",
@@ -244,6 +245,19 @@ def load_weights(model_class: Any, folder: ModelFolder, kind: FolderKind, device
             f"Use one like {kind.example}."
         )
     return model.to(device).eval()
+
+
+def load_image_processor(family: str, folder: ModelFolder) -> Any:
+    """The folder's picture preparation, computed with Pillow: "Blip" or "CLIP".
+
+    The class without the ending wants torchvision in newer versions of transformers; in older ones it is the Pillow one.
+    """
+    import transformers
+
+    found = getattr(transformers, f"{family}ImageProcessorPil", None) or getattr(
+        transformers, f"{family}ImageProcessor"
+    )
+    return found.from_pretrained(folder.path, local_files_only=True)
 
 
 def fastest_dtype(device: torch.device, folder: ModelFolder) -> torch.dtype:

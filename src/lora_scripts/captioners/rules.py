@@ -23,9 +23,11 @@ OPENERS = (
     "this is",
     "there is",
     "there are",
+    "here is",
+    "here are",
     "we see",
     "we can see",
-    "(?:an?|the|this) (?:close[ -]?up )?(?:picture|image|photo|photograph|drawing|painting|illustration|view) (?:of|shows|showing|depicts|depicting)",
+    "(?:an?|the|this) (?:close[ -]?up )?(?:picture|image|photo|photograph|drawing|painting|illustration|view|scene) (?:of|shows|showing|depicts|depicting)",
     "(?:picture|image|photo|photograph) of",
     "an? close[ -]?up (?:of|view of)",
 )

@@ -281,6 +281,42 @@ def test_copies_of_a_damaged_picture_fail_with_its_reason(options: LabelOptions)
     assert all("truncated" in failure.reason for failure in result.failures)
 
 
+def test_row_18_awkward_names_are_labelled_once_and_found_again(options: LabelOptions) -> None:
+    names = [
+        "猫 咪.png",
+        "🐈.png",
+        "50%.png",
+        'a "quoted".png',
+        "a,b.png",
+        "CON.png",
+        "=1+1.png",
+        "é.png",
+        "很" * 80 + ".png",
+        "[b].png",
+    ]
+    for number, name in enumerate(names):
+        draw(options.folder / "awkward" / name, 100 + number)
+    draw(options.folder / "awkward" / "a.png", 200)
+    Image.new("RGB", (40, 30), "red").save(options.folder / "awkward" / "a.jpg")
+    assert run(options).num_written == 18
+    found = rows(options)
+    assert {f"awkward/{name}" for name in [*names, "a.png", "a.jpg"]} < set(found)
+    assert found["awkward/a.png"] != found["awkward/a.jpg"]
+    again = run(options, model="no/model")
+    assert (again.num_kept, again.num_human, again.num_written) == (18, 0, 0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows names are always Unicode")
+def test_row_18_a_name_that_is_no_unicode_is_listed_and_the_rest_is_labelled(options: LabelOptions) -> None:
+    try:
+        os.rename(os.fsencode(options.folder / "img0.png"), os.fsencode(options.folder) + b"/\xff.png")
+    except OSError:
+        pytest.skip("this file system wants Unicode names")
+    result = run(options)
+    assert result.num_written == 5
+    assert [failure.reason for failure in result.failures] == ["its name is not valid Unicode: rename the file"]
+
+
 def test_excluded_pictures_are_left_alone(options: LabelOptions) -> None:
     draw(options.folder / "sub" / "x.png", 50)
     result = run(options, exclude=("img[0-3].png", "x.png"))

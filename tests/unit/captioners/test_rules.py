@@ -18,6 +18,8 @@ from lora_scripts.errors import ConfigError
         ("a close up of a flower", "a flower"),
         ("a close-up picture of a flower", "a flower"),
         ("a painting of a boat", "a boat"),
+        ("here are two robots at night", "two robots at night"),
+        ("a scene in the snow", "a scene in the snow"),
         ("a picture of", "a picture of"),
         ("a cat in a picture of a house", "a cat in a picture of a house"),
         ("thereis a cat", "thereis a cat"),
