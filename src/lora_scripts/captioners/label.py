@@ -133,7 +133,7 @@ class LabelJob:
         self.result = LabelResult(num_pictures=len(pictures))
         self.missing: list[str] = []
         for problem in table.problems:
-            if problem.kind == "bad name":
+            if problem.kind == "bad name" and problem.name in pictures:
                 self.result.failures.append(Failure(problem.name, problem.reason))
         self._note_problems()
         unwritable = {failure.name for failure in self.result.failures}

@@ -58,10 +58,11 @@ class Sheet:
     def _read(self) -> CaptionTable:
         if self.path.exists():
             return read_captions(self.folder, self.path)
-        table = read_captions(self.folder, None)
-        if (
-            table.source is not None
-        ):  # a metadata.jsonl or metadata.csv in the folder, while --output names another file
+        # A metadata.jsonl is taken over into the metadata.csv beside it. A table of another name is a fresh start: whoever
+        # compares two captioners wants each to caption all pictures.
+        usual = self.path.absolute() == (self.folder / "metadata.csv").absolute()
+        table = read_captions(self.folder, None, look_for_table=usual)
+        if table.source is not None:
             self.note(f"Captions in {table.source} are taken over into {self.path}.")
         return table
 

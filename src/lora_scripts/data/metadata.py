@@ -67,18 +67,21 @@ class CaptionTable:
     extra: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def read_captions(train_data_dir: Path, metadata_path: Path | None) -> CaptionTable:
+def read_captions(train_data_dir: Path, metadata_path: Path | None, *, look_for_table: bool = True) -> CaptionTable:
     """The captions of the pictures in a folder.
 
     From the table first (`metadata_path`, or without it `metadata.csv` or `metadata.jsonl` in the folder), else from the
     `.txt` or `.caption` file beside a picture, else, where there is no table, from the name of a kohya folder.
 
+    Args:
+        look_for_table: whether a table in the folder is read that nobody named.
     Raises:
         DataError: the folder or the named table is not there, or the table cannot be read at all.
     """
     folder = Path(train_data_dir)
     table = CaptionTable(pictures=[path.relative_to(folder).as_posix() for path in list_images(folder)])
-    table.source = _find_table(folder, metadata_path, table.notes)
+    if metadata_path is not None or look_for_table:
+        table.source = _find_table(folder, metadata_path, table.notes)
     if table.source is not None:
         table.raw = read_table(table.source)
         table.notes += table.raw.notes

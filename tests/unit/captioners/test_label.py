@@ -211,6 +211,20 @@ def test_sidecars_count_as_captions_and_are_taken_over(options: LabelOptions) ->
     assert rows(options)["img2.png"] == "from a text file"
 
 
+def test_a_jsonl_table_is_taken_over_into_the_csv_beside_it(options: LabelOptions) -> None:
+    (options.folder / "metadata.jsonl").write_text('{"file_name": "img1.png", "text": "from jsonl"}\n', "utf-8")
+    assert run(options).num_kept == 1
+    assert rows(options)["img1.png"] == "from jsonl"
+
+
+def test_a_table_of_another_name_is_a_fresh_start(options: LabelOptions, models: Path) -> None:
+    run(options)
+    other = replace(options, output=options.folder / "other.csv", model=str(models / "other"))
+    assert label(other, Notes()).num_written == 6
+    assert rows(other) != rows(options)
+    assert run(options).num_kept == 6
+
+
 def test_names_of_kohya_folders_do_not_count_as_captions(options: LabelOptions) -> None:
     draw(options.folder / "10_red cat" / "a.png", 9)
     assert run(options).num_written == 7
