@@ -107,25 +107,14 @@ DAMAGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-class Captioner:
-    """mini-blip, its matching head and mini-clip, loaded as any user would load them."""
+class GreedyCaptioner:
+    """mini-blip, loaded and run as any user of transformers would."""
 
     def __init__(self, root: Callable[[str], Path]) -> None:
-        from transformers import (
-            BlipForConditionalGeneration,
-            BlipForImageTextRetrieval,
-            BlipProcessor,
-            CLIPImageProcessor,
-            CLIPModel,
-            CLIPTokenizer,
-        )
+        from transformers import BlipForConditionalGeneration, BlipProcessor
 
         self.processor = BlipProcessor.from_pretrained(root("mini-blip"))
         self.blip = BlipForConditionalGeneration.from_pretrained(root("mini-blip"), dtype=torch.float32).eval()
-        self.matcher = BlipForImageTextRetrieval.from_pretrained(root("mini-blip-itm"), dtype=torch.float32).eval()
-        self.clip = CLIPModel.from_pretrained(root("mini-clip"), dtype=torch.float32).eval()
-        self.clip_tokenizer = CLIPTokenizer.from_pretrained(root("mini-clip"))
-        self.clip_images = CLIPImageProcessor.from_pretrained(root("mini-clip"))
 
     @torch.inference_mode()
     def greedy(self, pictures: list[Image.Image]) -> list[str]:
@@ -134,37 +123,8 @@ class Captioner:
         ids = self.blip.generate(pixel_values=x, max_new_tokens=24, num_beams=1, do_sample=False)
         return self.processor.batch_decode(ids, skip_special_tokens=True)
 
-    @torch.inference_mode()
-    def candidates(self, pictures: list[Image.Image], count: int) -> list[list[str]]:
-        """The greedy caption and count - 1 sampled ones (nucleus 0.9) of each picture."""
-        torch.manual_seed(0)
-        x = self.processor(images=pictures, return_tensors="pt").pixel_values
-        ids = self.blip.generate(
-            pixel_values=x.repeat_interleave(count - 1, 0), max_new_tokens=24, do_sample=True, top_p=0.9
-        )
-        sampled = self.processor.batch_decode(ids, skip_special_tokens=True)
-        greedy = self.greedy(pictures)
-        return [[g, *sampled[i * (count - 1) : (i + 1) * (count - 1)]] for i, g in enumerate(greedy)]
 
-    @torch.inference_mode()
-    def clip_scores(self, pictures: list[Image.Image], texts: list[str]) -> np.ndarray:
-        """Cosine of each picture with its own text."""
-        x = self.clip_images(images=pictures, return_tensors="pt").pixel_values
-        tokens = self.clip_tokenizer(texts, padding=True, return_tensors="pt")
-        out = self.clip(pixel_values=x, input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        return (out.image_embeds * out.text_embeds).sum(1).numpy()
-
-    @torch.inference_mode()
-    def matching_scores(self, pictures: list[Image.Image], texts: list[str]) -> np.ndarray:
-        """The matching head's probability that each text fits its picture."""
-        inputs = self.processor(images=pictures, text=texts, padding=True, return_tensors="pt")
-        out = self.matcher(
-            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, pixel_values=inputs.pixel_values
-        )
-        return out.itm_score.softmax(1)[:, 1].numpy()
-
-
-def measure_captions(captioner: Captioner, count: int) -> dict[str, Figures]:
+def measure_captions(captioner: GreedyCaptioner, count: int) -> dict[str, Figures]:
     """Attributes that greedy captions name rightly, clean and damaged, and in the styles."""
     scenes, pictures = draw_fresh(count, offset=200_000)
     rows = {}
@@ -176,26 +136,45 @@ def measure_captions(captioner: Captioner, count: int) -> dict[str, Figures]:
     return rows
 
 
-def measure_rerank(captioner: Captioner, count: int, number: int = 5) -> dict[str, float]:
-    """Greedy captions against the best of five by mini-clip and by the matching head, on damaged pictures."""
+def measure_rerank(root: Callable[[str], Path], count: int) -> dict[str, Figures]:
+    """Captions of damaged pictures as `label --captioner blip` and `clip-blip` write them, the latter with both choosers.
+
+    Returns:
+        By row of the table: attributes right, and the difference to greedy with its standard error over pictures.
+    """
+    from lora_scripts.captioners.blip import Blip
+    from lora_scripts.captioners.clip_rerank import ClipBlip
+    from lora_scripts.captioners.protocol import CaptionerSettings
+
     scenes, pictures = draw_fresh(count, offset=300_000)
     pictures = [DAMAGES["all of them"](p) for p in pictures]
-    options = captioner.candidates(pictures, number)
-    repeated = [p for p in pictures for _ in range(number)]
-    flat = [text for texts in options for text in texts]
-
-    def best(scores: np.ndarray) -> list[str]:
-        rows = scores.reshape(count, number).argmax(1)
-        return [texts[k] for texts, k in zip(options, rows, strict=True)]
-
-    chosen = {
-        "greedy": [texts[0] for texts in options],
-        "a random one of the five": [texts[i % number] for i, texts in enumerate(options)],
-        "best of five by mini-clip": best(captioner.clip_scores(repeated, flat)),
-        "best of five by the matching head": best(captioner.matching_scores(repeated, flat)),
+    device, model = torch.device("cpu"), str(root("mini-blip"))
+    captioners = {
+        "greedy (`--captioner blip`)": Blip.load(model, device, torch.float32, CaptionerSettings()),
+        **{
+            f"best of five by {label} (`--captioner clip-blip`)": ClipBlip.load(
+                model, device, torch.float32, CaptionerSettings(rank_model=str(root(name)))
+            )
+            for name, label in (("mini-blip-itm", "the matching head"), ("mini-clip", "mini-clip"))
+        },
     }
+    right: dict[str, np.ndarray] = {}
+    for name, captioner in captioners.items():
+        texts = []
+        for start in range(0, count, 32):
+            some = [captioner.prepare(picture) for picture in pictures[start : start + 32]]
+            keys = [str(start + i) for i in range(len(some))]
+            texts += [candidates.texts[0] for candidates in captioner.caption(some, keys)]
+        read = [world.read_caption(text) for text in texts]
+        right[name] = np.array([[r[k] == getattr(s, k) for k in KINDS] for r, s in zip(read, scenes, strict=True)])
+    greedy = next(iter(right.values())).mean(1)
     return {
-        name: share_right([world.read_caption(t) for t in texts], scenes)["overall"] for name, texts in chosen.items()
+        name: {
+            "overall": float(hits.mean()),
+            "gain": float((hits.mean(1) - greedy).mean()),
+            "gain_error": float((hits.mean(1) - greedy).std(ddof=1) / count**0.5),
+        }
+        for name, hits in right.items()
     }
 
 
@@ -218,8 +197,10 @@ def markdown(result: dict[str, object]) -> str:
     lines += table("prompted attributes read in mini-sd's pictures", {"mini-sd": result["mini-sd"]})
     lines += table("judges", result["judges"], ("style",))
     lines += table("attributes named by mini-blip", result["mini-blip"])
-    lines += ["| captions of damaged pictures | attributes right |", "|---|---|"]
-    lines += [f"| {name} | {100 * value:.1f} % |" for name, value in result["rerank"].items()]
+    lines += ["| captions of damaged pictures | attributes right | against greedy |", "|---|---|---|"]
+    for name, row in result["rerank"].items():
+        gain = f"{100 * row['gain']:+.1f} +- {100 * row['gain_error']:.1f} points" if row["gain_error"] else ""
+        lines.append(f"| {name} | {100 * row['overall']:.1f} % | {gain} |")
     return "\n".join(lines) + "\n"
 
 
@@ -246,9 +227,9 @@ def main() -> None:
     result: dict[str, object] = {"scenes": 96 // part}
     result["judges"] = measure_judges(judges, 400 // part)
     result["mini-sd"] = measure_sd(root("mini-sd"), judges, 96 // part, out / "mini-sd.png")
-    captioner = Captioner(root)
+    captioner = GreedyCaptioner(root)
     result["mini-blip"] = measure_captions(captioner, 160 // part)
-    result["rerank"] = measure_rerank(captioner, 160 // part)
+    result["rerank"] = measure_rerank(root, 480 // part)
     result["seconds"] = time.time() - start
     (out / "quality.json").write_text(json.dumps(result, indent=2))
     (out / "quality.md").write_text(markdown(result), encoding="utf-8")

@@ -220,15 +220,22 @@ def write_models(work: Path, model: Blip, tokenizer: BertTokenizer) -> None:
 
 def main() -> None:
     """Trains, and writes mini-blip/, mini-blip-itm/ and curves/blip.csv under the work folder."""
-    given = arguments(__doc__.split("\n")[0], minutes=18, batch_size=32, peak_lr=4e-3, new_tower=False)
+    given = arguments(__doc__.split("\n")[0], minutes=18, batch_size=32, peak_lr=4e-3, new_tower=False, start_from="")
     device = pick_device()
     plain, styled = open_set(given.data, "base", wait_for=1000), open_set(given.data, "styled", wait_for=500)
     test = open_set(given.data, "base_test")
     tokenizer = BertTokenizer.from_pretrained(given.work / "tokenizer-blip")
     model = Blip(blip_config(tokenizer)).to(device)
-    vision = model.captioner.vision_model
-    whiten_patches(vision.embeddings.patch_embedding, normalise(pixels(plain.images[:500], device)))
-    nn.init.normal_(vision.embeddings.position_embedding, std=0.3)
+    if given.start_from:  # finished models; only the readers that are thrown away begin anew
+        folder = Path(given.start_from)
+        known = BlipForConditionalGeneration.from_pretrained(folder / "mini-blip", dtype=torch.float32)
+        model.captioner.load_state_dict(known.state_dict())
+        known = BlipForImageTextRetrieval.from_pretrained(folder / "mini-blip-itm", dtype=torch.float32)
+        model.matcher.load_state_dict(known.state_dict())
+    else:
+        vision = model.captioner.vision_model
+        whiten_patches(vision.embeddings.patch_embedding, normalise(pixels(plain.images[:500], device)))
+        nn.init.normal_(vision.embeddings.position_embedding, std=0.3)
     average = AveragedWeights(model, 0.998)
     optimizer = Muon(model.named_parameters(), lr=given.peak_lr, weight_decay=0.03, adam_scale=0.4)
     state_path = given.work / "state" / "blip.pt"
@@ -285,7 +292,14 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(given.peak_lr, progress, step, 150)
         parts = losses(
-            model, tokenizer, normalise(x).contiguous().to(device), scenes, truth.to(device), here, rng, progress > 0.45
+            model,
+            tokenizer,
+            normalise(x).contiguous().to(device),
+            scenes,
+            truth.to(device),
+            here,
+            rng,
+            bool(given.start_from) or progress > 0.45,
         )
         loss = (
             parts["captioning"]

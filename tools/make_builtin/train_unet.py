@@ -169,14 +169,25 @@ def prompt_scenes(count: int, seed: int, split: str = "held_out") -> tuple[list[
 def main() -> None:
     """Trains, and writes mini-sd/, curves/unet.csv and looks/unet_*.png under the work folder."""
     given = arguments(
-        __doc__.split("\n")[0], minutes=60, batch_size=16, peak_lr=2e-3, subject_weight=1.5, eval_every=10.0
+        __doc__.split("\n")[0],
+        minutes=60,
+        batch_size=16,
+        peak_lr=2e-3,
+        subject_weight=1.5,
+        eval_every=10.0,
+        start_from="",
     )
     device = pick_device()
     tokenizer = CLIPTokenizer.from_pretrained(given.work / "tokenizer-clip")
     text_encoder = CLIPTextModel.from_pretrained(given.work / "text_encoder").to(device).eval().requires_grad_(False)
     vae = AutoencoderKL.from_pretrained(given.work / "vae").to(device, memory_format=torch.channels_last)
     vae.eval().requires_grad_(False)
-    unet = UNet2DConditionModel(**UNET).to(device, memory_format=torch.channels_last)
+    unet = UNet2DConditionModel(**UNET)
+    if (
+        given.start_from
+    ):  # an older UNet knows the world already, also where the autoencoder's latents have moved a little
+        unet = UNet2DConditionModel.from_pretrained(given.start_from, torch_dtype=torch.float32).train()
+    unet = unet.to(device, memory_format=torch.channels_last)
     latents = Latents(vae, own_part(open_set(given.data, "base", wait_for=4000), given), device, given.subject_weight)
     chunk = 16
     average = AveragedWeights(unet, 0.997)

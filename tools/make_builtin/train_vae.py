@@ -1,6 +1,6 @@
 """Trains the autoencoder of mini-sd: AutoencoderKL, 128 px to 4 x 16 x 16.
 
-Four fifths of the time go into 64-px crops, most of them on the subject, which gives four times as many per second;
+Most of the time goes into 64-px crops, most of them on the subject, which gives four times as many per second;
 the rest into whole pictures. Only plain scenes are used, part of them in looks invented by `augment.new_looks`, so that
 an adapter can later learn any of the world's styles without the decoder standing in its way.
 
@@ -102,20 +102,23 @@ def evaluate(vae: AutoencoderKL, data: SceneSet, device: torch.device, count: in
 
 def main() -> None:
     """Trains, and writes vae/, curves/vae.csv and looks/vae_*.png under the work folder."""
-    given = arguments(__doc__.split("\n")[0], minutes=28, batch_size=16, peak_lr=3e-3, keep_latents=False)
+    given = arguments(
+        __doc__.split("\n")[0], minutes=28, batch_size=16, peak_lr=3e-3, keep_latents=False, start_from=""
+    )
     device = pick_device()
     data = open_set(given.data, "base", wait_for=1500)
     test = open_set(given.data, "base_test", wait_for=100)
     styled = open_set(given.data, "styled", wait_for=100)
     bank = pixels(doodles(600, 128, np.random.default_rng(given.seed)), torch.device("cpu"))
-    vae = AutoencoderKL(**CONFIG).to(device, memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained(given.start_from).float() if given.start_from else AutoencoderKL(**CONFIG)
+    vae = vae.to(device, memory_format=torch.channels_last).train()
     state_path = given.work / "state" / "vae.pt"
     if given.keep_latents and (given.work / "state" / "vae_kept.pt").exists():
         state_path = given.work / "state" / "vae_kept.pt"
     average = AveragedWeights(vae, 0.995)
     step, clock = 0, Clock(given.minutes)
     optimizer = Muon(vae.named_parameters(), lr=given.peak_lr)
-    if given.resume or given.keep_latents:
+    if given.resume or (given.keep_latents and not given.start_from):
         state = torch.load(state_path, map_location=device)
         vae.load_state_dict(state["average"] if given.keep_latents else state["weights"])
         average = AveragedWeights(vae, 0.995)
@@ -155,7 +158,7 @@ def main() -> None:
     while progress < 1:
         if step % 500 == 0:
             data = open_set(given.data, "base")
-        whole = progress > 0.8
+        whole = progress > 0.7
         size, count = (128, max(given.batch_size // 4, 1)) if whole else (64, given.batch_size)
         images, masks = draw_batch(data, rng, count, size)
         plain = pixels(images, torch.device("cpu"))
