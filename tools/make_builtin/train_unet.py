@@ -179,7 +179,12 @@ def main() -> None:
     )
     device = pick_device()
     tokenizer = CLIPTokenizer.from_pretrained(given.work / "tokenizer-clip")
-    text_encoder = CLIPTextModel.from_pretrained(given.work / "text_encoder").to(device).eval().requires_grad_(False)
+    text_encoder = (
+        CLIPTextModel.from_pretrained(given.work / "text_encoder", dtype=torch.float32)
+        .to(device)
+        .eval()
+        .requires_grad_(False)
+    )
     vae = AutoencoderKL.from_pretrained(given.work / "vae").to(device, memory_format=torch.channels_last)
     vae.eval().requires_grad_(False)
     unet = UNet2DConditionModel(**UNET)
