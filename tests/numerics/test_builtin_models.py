@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import StableDiffusionPipeline
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, CLIPModel
 
 from lora_scripts.builtin.weights import BUILTIN_NAMES, builtin_path
-from lora_scripts.models.single_file import write_single_file
 from lora_scripts.models.source import resolve_base_model
 from lora_scripts.models.stable_diffusion import load_stable_diffusion
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_all_together_are_at_most_60_mb() -> None:
@@ -32,11 +35,17 @@ def test_mini_sd_loads_in_diffusers_with_the_same_weights() -> None:
         assert all(torch.equal(theirs[key].float(), ours[key].float()) for key in ours)
 
 
-def test_mini_sd_as_an_original_layout_single_file_is_the_same_model(tmp_path: Path) -> None:
-    file = tmp_path / "mini-sd.safetensors"
-    write_single_file(builtin_path("mini-sd"), file)
+def test_mini_sd_as_an_original_layout_single_file_is_the_same_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
     parts = load_stable_diffusion(resolve_base_model("builtin:mini-sd"), "cpu", torch.float32)
-    single = load_stable_diffusion(resolve_base_model(str(file)), "cpu", torch.float32)
+    source = resolve_base_model("builtin:mini-sd.safetensors")
+    assert source.kind == "single_file"
+    assert tmp_path in source.path.parents
+    assert resolve_base_model("builtin:mini-sd.safetensors").path == source.path  # the second time it is there already
+    single = load_stable_diffusion(source, "cpu", torch.float32)
     for name in ("unet", "vae", "text_encoder"):
         ours, theirs = getattr(parts, name).state_dict(), getattr(single, name).state_dict()
         assert ours.keys() == theirs.keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,28 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["original_state_dict", "schedule_tables", "write_single_file"]
+__all__ = ["builtin_single_file", "original_state_dict", "schedule_tables", "write_single_file"]
+
+
+def builtin_single_file(folder: Path) -> Path:
+    """A built-in model as one file, written on first use: the package need not carry the same weights twice.
+
+    The file lies in the user's cache folder under the weights' fingerprint, so that a newer package writes a new one.
+    """
+    from lora_scripts.models.source import resolve_base_model
+
+    fingerprint = resolve_base_model(str(folder)).fingerprint
+    path = user_cache() / "builtin" / f"{folder.name}-{fingerprint[:12]}" / f"{folder.name}.safetensors"
+    if not path.is_file():
+        write_single_file(folder, path, title=folder.name)
+    return path
+
+
+def user_cache() -> Path:
+    """Where this program may keep what it can make again: XDG_CACHE_HOME, %LOCALAPPDATA% or ~/Library/Caches."""
+    named = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+    default = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return (Path(named) if named else default) / "lora-scripts"
 
 
 def write_single_file(

@@ -59,6 +59,8 @@ class BaseModel:
 def resolve_base_model(name: str, *, allow_download: bool = False) -> BaseModel:
     """The model behind `base_model:`: a file, a diffusers folder, `builtin:NAME`, or a hub id in the local hub cache.
 
+    `builtin:mini-sd.safetensors` is the built-in model as WebUI users have theirs, in one file of the original layout.
+
     Args:
         allow_download: fetch a hub id that is not in the cache; otherwise nothing touches the network.
     Raises:
@@ -66,10 +68,7 @@ def resolve_base_model(name: str, *, allow_download: bool = False) -> BaseModel:
     """
     name = name.strip()
     if name.startswith("builtin:"):
-        from lora_scripts.builtin.weights import builtin_path
-
-        path = builtin_path(name.removeprefix("builtin:"))
-        return _open(path, name, title=name.removeprefix("builtin:"))
+        return _open(_builtin(name), name, title=name.removeprefix("builtin:").removesuffix(".safetensors"))
     path = Path(name).expanduser()
     try:
         exists = path.exists()
@@ -93,6 +92,17 @@ def resolve_base_model(name: str, *, allow_download: bool = False) -> BaseModel:
             "If it is a hub id, set allow_download: true to fetch it once, or give the path of a model on this machine."
         )
     raise ModelError(f"base_model {name}: no such file or folder.{_suggest(path)}")
+
+
+def _builtin(name: str) -> Path:
+    """The folder of a built-in model, or the same model as one file where the name ends in `.safetensors`."""
+    from lora_scripts.builtin.weights import builtin_path
+
+    if not name.endswith(".safetensors"):
+        return builtin_path(name)
+    from lora_scripts.models.single_file import builtin_single_file
+
+    return builtin_single_file(builtin_path(name.removesuffix(".safetensors")))
 
 
 def _missing_parts(snapshot: Path) -> list[str]:
