@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import fault_page
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    fault_page.add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    fault_page.configure(config)
 
 
 @pytest.fixture(scope="session")
