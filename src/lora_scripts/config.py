@@ -183,6 +183,8 @@ class LossSettings(Section):
     """Weigh noise levels by min-SNR (5.0 is usual): steadier training with few pictures."""
     noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Adds a constant per channel to the noise (0.05 is usual) so that very dark and very bright pictures can be learnt."""
+    timestep_sampling: Literal["stratified", "uniform"] = "stratified"
+    """How noise levels are drawn. stratified: those of a step are spread evenly over the range, which calms loss and gradient at no cost; uniform: each on its own."""
     min_timestep: Annotated[int, Field(ge=0, le=999)] = 0
     """Lowest noise level trained."""
     max_timestep: Annotated[int, Field(ge=0, le=999)] = 999

@@ -154,3 +154,28 @@ def test_unknown_schedule_and_prediction_are_refused():
         NoiseSchedule.from_config({"beta_schedule": "sigmoid"})
     with pytest.raises(ModelError, match="prediction_type 'sample' cannot be trained"):
         NoiseSchedule.from_config({"prediction_type": "sample"})
+
+
+def test_stratified_timesteps_are_uniform_on_average_and_one_in_each_part() -> None:
+    width = 1 / 8
+    counts = torch.zeros(10)
+    for step in range(400):
+        turn = Draws(step).uniform(["turn"], "turn").item()
+        strata = [((place * width + turn) % 1.0, width) for place in range(8)]
+        timesteps = sample_timesteps(Draws(5), [f"{step}/{i}" for i in range(8)], 1000, strata=strata)
+        assert 0 <= int(timesteps.min()) <= int(timesteps.max()) <= 999
+        ordered = timesteps.sort().values
+        assert int((ordered[1:] - ordered[:-1]).max()) <= 250  # neighbours lie in neighbouring parts
+        counts += torch.bincount(timesteps // 100, minlength=10)
+    assert torch.allclose(counts / counts.sum(), torch.full((10,), 0.1), atol=0.012)
+
+
+def test_stratified_timesteps_do_not_depend_on_how_a_step_is_cut() -> None:
+    keys, strata = [str(i) for i in range(6)], [(i / 6, 1 / 6) for i in range(6)]
+    whole = sample_timesteps(Draws(5), keys, 1000, low=50, high=900, strata=strata)
+    parts = [
+        sample_timesteps(Draws(5), keys[i : i + 2], 1000, low=50, high=900, strata=strata[i : i + 2]) for i in (0, 2, 4)
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+    assert int(whole.min()) >= 50
+    assert int(whole.max()) < 900

@@ -66,7 +66,7 @@ class EncodedDataset:
         tensors = {
             name: torch.stack([row[name] for row in rows]).to(device, non_blocking=True) for name in (rows[0] or {})
         }
-        return Batch(tensors, captions, [sample.key for sample in samples])
+        return Batch(tensors, captions, [s.key for s in samples], [s.stratum for s in samples])
 
 
 @dataclass(frozen=True)

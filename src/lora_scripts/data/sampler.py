@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from lora_scripts.config import Size
@@ -19,10 +19,12 @@ class Sample:
     Attributes:
         index: position in the data set.
         key: names this use (epoch, repeat, example); random draws belong to it.
+        stratum: this use's own part of 0..1, as (start, width): the parts of a step's uses cover all of it.
     """
 
     index: int
     key: str
+    stratum: tuple[float, float] = (0.0, 1.0)
 
 
 class StepPlan:
@@ -65,7 +67,13 @@ class StepPlan:
         for step in rest:
             place = int(fraction(self._seed, "place", number, step[0].key) * (len(steps) + 1))
             steps.insert(place, step)
-        return steps
+        return [self._spread(step) for step in steps]
+
+    def _spread(self, step: Sequence[Sample]) -> list[Sample]:
+        """The uses of a step, each with an equal part of 0..1; the parts are turned by a random amount in every step."""
+        turn = fraction(self._seed, "stratum", step[0].key)
+        width = 1 / len(step)
+        return [replace(use, stratum=((place * width + turn) % 1.0, width)) for place, use in enumerate(step)]
 
     def step(self, number: int) -> list[Sample]:
         """The examples of optimizer step `number`, counted from 0 over the whole run."""

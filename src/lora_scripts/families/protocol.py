@@ -52,11 +52,14 @@ class Batch:
         tensors: encodings by name, each with a leading batch dimension B.
         captions: the B captions, after shuffling and dropout; for what is trained and so cannot be encoded ahead.
         keys: the B names that random draws belong to; the same example in another epoch has another key.
+        strata: the B parts of 0..1, as (start, width), that noise levels may be drawn from so that those of a whole
+            optimizer step are spread evenly; None for independent draws.
     """
 
     tensors: Mapping[str, Tensor]
     captions: Sequence[str]
     keys: Sequence[str]
+    strata: Sequence[tuple[float, float]] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

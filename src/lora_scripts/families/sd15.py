@@ -192,9 +192,9 @@ class StableDiffusion15:
             offsets = on_device(draws.normal(keys, (shape[0], 1, 1), "offset"))
             noise = offset_noise(noise, offsets, config.noise_offset)
         steps = self.schedule.num_train_timesteps
-        timesteps = on_device(
-            sample_timesteps(draws, keys, steps, low=config.min_timestep, high=min(config.max_timestep + 1, steps))
-        )
+        strata = batch.strata if config.timestep_sampling == "stratified" else None
+        high = min(config.max_timestep + 1, steps)
+        timesteps = on_device(sample_timesteps(draws, keys, steps, low=config.min_timestep, high=high, strata=strata))
         noisy_latents = add_noise(self.schedule, latents, noise, timesteps)
         return noisy_latents, training_target(self.schedule, latents, noise, timesteps), timesteps
 

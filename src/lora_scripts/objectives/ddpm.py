@@ -116,10 +116,28 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
 
 
 def sample_timesteps(
-    draws: Draws, keys: Sequence[str], num_train_timesteps: int, *, low: int = 0, high: int | None = None
+    draws: Draws,
+    keys: Sequence[str],
+    num_train_timesteps: int,
+    *,
+    low: int = 0,
+    high: int | None = None,
+    strata: Sequence[tuple[float, float]] | None = None,
 ) -> Tensor:
-    """[B] int64 on the CPU, uniform in low ... high - 1; one independent draw per key."""
-    return draws.integers(keys, low, num_train_timesteps if high is None else high, "timestep")
+    """[B] int64 on the CPU, uniform in low ... high - 1.
+
+    Args:
+        strata: each draw's part of the range, as (start, width) in 0..1, going on at 0 beyond 1. When the parts of a step
+            cover the range evenly, its mean loss and gradient scatter less and stay as they are on average. None: one
+            independent draw per key.
+    Source: Kingma et al. 2021, arXiv 2107.00630, appendix I.1 (low-discrepancy sampler).
+    """
+    high = num_train_timesteps if high is None else high
+    if strata is None:
+        return draws.integers(keys, low, high, "timestep")
+    start, width = torch.tensor(strata, dtype=torch.float64).unbind(1)
+    position = (start + width * draws.uniform(keys, "timestep").double()) % 1.0
+    return (low + position * (high - low)).long().clamp_(max=high - 1)
 
 
 def offset_noise(noise: Tensor, offsets: Tensor, strength: float) -> Tensor:

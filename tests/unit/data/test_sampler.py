@@ -70,3 +70,22 @@ def test_fewer_examples_than_a_step_still_train() -> None:
     steps = StepPlan(["a", "b"], [(512, 512)] * 2, [1, 1], 8, 0)
     assert steps.steps_per_epoch == 1
     assert len(steps.step(0)) == 2
+
+
+def test_strata_of_a_step_cover_the_whole_range_once() -> None:
+    steps = plan()
+    for step in steps.epoch(0):
+        starts = sorted(use.stratum[0] for use in step)
+        assert {use.stratum[1] for use in step} == {1 / len(step)}
+        gaps = [b - a for a, b in zip(starts, [*starts[1:], starts[0] + 1], strict=True)]
+        assert all(abs(gap - 1 / len(step)) < 1e-9 for gap in gaps)
+
+
+def test_no_bucket_is_tied_to_a_part_of_the_range() -> None:
+    steps = plan(step_size=4)
+    starts: dict[tuple[int, int], list[float]] = {}
+    for epoch in range(200):
+        for step in steps.epoch(epoch):
+            for use in step:
+                starts.setdefault(BUCKETS[use.index], []).append(use.stratum[0])
+    assert all(abs(sum(values) / len(values) - 0.5) < 0.03 for values in starts.values())
