@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from helpers import fault_page
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.errors import DataError, LoraScriptsError
+from lora_scripts.run_lock import locked
+from lora_scripts.stop_signal import StopSignal
 from lora_scripts.training.events import Events, Listener
 
 if TYPE_CHECKING:
     from lora_scripts.pipeline import Outcome
 
-__all__ = ["StopSignal", "train_and_report", "train_command"]
+__all__ = ["train_and_report", "train_command"]
 
 STOPPED = 130
-
-
-class StopSignal:
-    """Set by the first Ctrl-C or SIGTERM, so that a run saves and ends after its step; the second one interrupts."""
-
-    def __init__(self) -> None:
-        self._asked = threading.Event()
-
-    def __call__(self) -> bool:
-        return self._asked.is_set()
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Signal handlers in place; only the main thread may set them, elsewhere nothing happens."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self._asked.is_set():
-                raise KeyboardInterrupt
-            self._asked.set()
-
-        for number in before:
-            signal.signal(number, handle)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def train_command(config: RunConfig, advice: Sequence[str] = ()) -> int:
@@ -69,6 +37,12 @@ def train_and_report(config: RunConfig, advice: Sequence[str] = (), more: Sequen
     Raises:
         LoraScriptsError: as `pipeline.run`; the run's log holds the message too.
     """
+    _require_writable(config.output_dir)
+    with locked(config.output_dir):
+        return _train_locked(config, advice, more)
+
+
+def _train_locked(config: RunConfig, advice: Sequence[str], more: Sequence[Listener]) -> Outcome:
     from lora_scripts.pipeline import run
     from lora_scripts.report.build import build_report
     from lora_scripts.training.console import ConsoleListener
@@ -77,7 +51,7 @@ def train_and_report(config: RunConfig, advice: Sequence[str] = (), more: Sequen
     from lora_scripts.training.tensorboard import TensorBoardListener
 
     output_dir = config.output_dir
-    _require_writable(output_dir)
+    stop = StopSignal()
     console = ConsoleListener()
     files: list[Listener] = [
         LogFile(output_dir / "train.log"),
@@ -85,8 +59,8 @@ def train_and_report(config: RunConfig, advice: Sequence[str] = (), more: Sequen
         SampleFiles(output_dir / "samples"),
         RunRecord(output_dir / "record.jsonl"),
     ]
-    events = Events([console, *files, *more])
-    stop = StopSignal()
+    # The stop signal hears of a step or a save before the others do: it must know what is unsaved at any moment.
+    events = Events([stop, console, *files, *more])
     try:
         for line in advice:
             events.note(line, "warning")
@@ -94,13 +68,22 @@ def train_and_report(config: RunConfig, advice: Sequence[str] = (), more: Sequen
             outcome = run(config, events, stop)
         if outcome.complete:
             events.note(f"Report: {build_report(config, outcome)}")
+    except KeyboardInterrupt:
+        _tell(files, "Interrupted. The newest checkpoint is whole; the same command goes on from there.")
+        raise
     except LoraScriptsError as error:
-        for listener in files:  # the console gets it from the command's end
-            listener.note(str(error), "warning")
+        _tell(files, str(error))
         raise
     finally:
         events.close()
     return outcome
+
+
+def _tell(files: Sequence[Listener], text: str) -> None:
+    """Adds to the logs what the console gets from the command's end; a log that fails too has nothing to add."""
+    for listener in files:
+        with contextlib.suppress(LoraScriptsError):
+            listener.note(text, "warning")
 
 
 def _require_writable(folder: Path) -> None:

@@ -12,6 +12,8 @@ A folder is filled under another name and renamed when every byte is on the disk
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.errors import ResumeError, TrainingError
+from lora_scripts.errors import LoraScriptsError, ResumeError, TrainingError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +34,8 @@ __all__ = ["Checkpoint", "differences", "list_checkpoints", "newest_checkpoint",
 FORMAT = 1
 NAME = re.compile(r"checkpoint-(\d+)")
 PARTIAL = ".partial"
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+"""What `lora_scripts.atomic` names a file until it is whole."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,38 @@ def save_checkpoint(
     Raises:
         TrainingError: the disk is full or the folder cannot be written; older checkpoints are untouched.
     """
-    from safetensors.torch import save
-
     final = output_dir / f"checkpoint-{checkpoint.step}"
     partial = output_dir / (final.name + PARTIAL)
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        for name, data in _contents(checkpoint).items():
+            _write(partial / name, data)
+        write_extra(partial)
+        files = sorted(path for path in partial.iterdir() if path.is_file())
+        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+        _write(partial / "manifest.json", json.dumps({"format": FORMAT, "files": manifest}, indent=1).encode())
+        _sync_folder(partial)
+        if final.exists():  # a damaged one of the same step: kept for whoever wants to look, under another name
+            aside = final.with_name(final.name + ".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(final, aside)
+        os.rename(partial, final)
+        _sync_folder(output_dir)
+    except (OSError, LoraScriptsError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        cause = _system_error(error)
+        if cause is None:  # numbers that are not finite, say: its own message is the right one
+            raise
+        raise TrainingError(_reason(final, checkpoint, cause)) from error
+    return final
+
+
+def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """File name -> bytes, but for the manifest and what a caller adds."""
+    from safetensors.torch import save
+
     state = {
         "format": FORMAT,
         "step": checkpoint.step,
@@ -72,34 +104,34 @@ def save_checkpoint(
         "identity": checkpoint.identity,
         "loop": checkpoint.loop,
     }
-    try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        _write(partial / "adapter.safetensors", save({k: v.contiguous() for k, v in checkpoint.adapter.items()}))
-        moments = {k: v.contiguous() for k, v in checkpoint.optimizer_tensors.items()}
-        _write(partial / "optimizer.safetensors", save(moments))
-        _write(partial / "state.json", json.dumps(state, indent=1, ensure_ascii=False).encode())
-        write_extra(partial)
-        files = sorted(path for path in partial.iterdir() if path.is_file())
-        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
-        _write(partial / "manifest.json", json.dumps({"format": FORMAT, "files": manifest}, indent=1).encode())
-        if final.exists():  # a damaged one of the same step: kept for whoever wants to look, under another name
-            aside = final.with_name(final.name + ".damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(final, aside)
-        os.rename(partial, final)
-        _sync_folder(output_dir)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        need = sum(
-            t.numel() * t.element_size() for t in (*checkpoint.adapter.values(), *checkpoint.optimizer_tensors.values())
+    return {
+        "adapter.safetensors": save({k: v.contiguous() for k, v in checkpoint.adapter.items()}),
+        "optimizer.safetensors": save({k: v.contiguous() for k, v in checkpoint.optimizer_tensors.items()}),
+        "state.json": json.dumps(state, indent=1, ensure_ascii=False).encode(),
+    }
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """What the system said, where one of our own messages was made from it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__
+    return cause
+
+
+def _reason(final: Path, checkpoint: Checkpoint, error: OSError) -> str:
+    if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG):
+        return (
+            f"{final}: the checkpoint could not be written ({error.strerror or error}). Older checkpoints are untouched. "
+            "Check that the folder is there and may be written, then run the same command again to go on."
         )
-        raise TrainingError(
-            f"{final}: the checkpoint could not be written ({error.strerror or error}); it needs about "
-            f"{need * 1.3 / 1e6:.0f} MB. Older checkpoints are untouched. Make room and run the same command again to go on."
-        ) from None
-    return final
+    # The loadable file of the step holds the adapter once more, at most in float32.
+    adapter = sum(t.numel() * t.element_size() for t in checkpoint.adapter.values())
+    num_bytes = sum(len(data) for data in _contents(checkpoint).values()) + adapter
+    return (
+        f"{final}: no room left on the disk: a checkpoint needs {max(num_bytes / 1e6, 0.1):.1f} MB at {final.parent}. "
+        "Older checkpoints are untouched. Make room and run the same command again to go on."
+    )
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -116,12 +148,10 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 def newest_checkpoint(output_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose every file is as its manifest says, and a line for each newer one that is not.
 
-    Folders left half written by a run that was cut off are removed.
+    What a run that was cut off has left half written is removed.
     """
     notes: list[str] = []
-    if output_dir.is_dir():
-        for path in output_dir.glob(f"checkpoint-*{PARTIAL}"):
-            shutil.rmtree(path, ignore_errors=True)
+    _sweep(output_dir)
     for folder in reversed(list_checkpoints(output_dir)):
         fault = _fault(folder)
         if fault is None:
@@ -136,14 +166,35 @@ def newest_checkpoint(output_dir: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def prune_checkpoints(output_dir: Path, keep: int) -> list[Path]:
-    """Removes all but the newest `keep` checkpoints; the removed folders."""
-    old = list_checkpoints(output_dir)[:-keep]
-    for folder in old:
+    """Removes all but the newest `keep` checkpoints, and never the newest that verifies; the removed folders.
+
+    A folder that cannot be removed costs room, not the run.
+    """
+    folders = list_checkpoints(output_dir)
+    verified = next((folder for folder in reversed(folders) if _fault(folder) is None), None)
+    removed = []
+    for folder in folders[:-keep]:
+        if folder == verified:
+            continue
         # Renamed first: a removal that is cut off must not leave a folder that looks complete.
         doomed = folder.with_name(folder.name + PARTIAL)
-        os.rename(folder, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-    return old
+        with contextlib.suppress(OSError):
+            os.rename(folder, doomed)
+            removed.append(folder)
+            shutil.rmtree(doomed)
+    return removed
+
+
+def _sweep(output_dir: Path) -> None:
+    """Removes what was being written when a run was cut off; only the run that holds the folder may call this."""
+    if not output_dir.is_dir():
+        return
+    for path in output_dir.iterdir():
+        if path.name.endswith(PARTIAL) and NAME.fullmatch(path.name.removesuffix(PARTIAL)):
+            shutil.rmtree(path, ignore_errors=True)
+        elif _TEMPORARY.fullmatch(path.name) and not path.is_dir():
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

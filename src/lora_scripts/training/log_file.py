@@ -41,10 +41,14 @@ class AppendFile:
         Args:
             mend: written first when an older part of the file does not end with it, as after a power cut.
         Raises:
-            TrainingError: the place cannot be written.
+            TrainingError: the place cannot be written, or is a symbolic link.
         """
         self.path = path
         self._file: FileIO | None = None
+        if path.is_symlink():
+            raise TrainingError(
+                f"{path}: is a symbolic link, which is never written through. Remove it, or choose another output_dir."
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)

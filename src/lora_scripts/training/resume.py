@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_scripts.config import RunConfig
+from lora_scripts.run_lock import require_own_folder
 from lora_scripts.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -105,7 +106,12 @@ class Resumable:
         return state
 
     def save(self, state: LoopState, events: Events) -> None:
-        """Writes `checkpoint-N` with the loadable LoRA of that step in it, and removes the oldest if asked to."""
+        """Writes `checkpoint-N` with the loadable LoRA of that step in it, and removes the oldest if asked to.
+
+        Raises:
+            TrainingError: no room, no permission, or the output folder was removed or taken by another run.
+        """
+        require_own_folder(self._config.output_dir)
         tensors, numbers = optimizer_state(self._optimizer)
         checkpoint = Checkpoint(
             step=state.step,

@@ -78,7 +78,7 @@ def test_failure_while_writing_leaves_the_older_ones(tmp_path: Path) -> None:
     def full_disk(folder: Path) -> None:
         raise OSError(28, os.strerror(28))
 
-    with pytest.raises(TrainingError, match=r"No space left.*Older checkpoints are untouched"):
+    with pytest.raises(TrainingError, match=r"a checkpoint needs .* MB at .*Older checkpoints are untouched"):
         save_checkpoint(tmp_path, checkpoint(20), full_disk)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
 
