@@ -115,6 +115,9 @@ class ConsoleListener(Listener):
     def saved(self, step: int, folder: Path) -> None:
         self._print(f"step {step}: saved {folder.name}")
 
+    def rewound(self, step: int, reason: str) -> None:
+        self.ticked(step)
+
     def finished(self, files: Sequence[Path]) -> None:
         self._stop()
 

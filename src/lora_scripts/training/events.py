@@ -6,6 +6,7 @@ A listener overrides what it cares about. A new place to show progress is a new 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ class StepReport:
 
     Attributes:
         step: optimizer steps done so far, so the first report of `log_steps: 10` says 10.
-        losses: the mean loss of each step since the last report, oldest first.
+        losses: the mean loss of each step since the last report, oldest first; NaN for a step that was left out.
         loss_smoothed: exponential moving average of the losses (factor 0.98, bias corrected).
         grad_norm: of the last step, before it is shortened to `max_grad_norm`.
         examples_per_s: pictures trained per second since the last report, previews and saves left out.
@@ -65,8 +66,9 @@ class StepReport:
 
     @property
     def loss(self) -> float:
-        """Mean of the losses since the last report."""
-        return sum(self.losses) / len(self.losses)
+        """Mean of the losses since the last report; NaN when all its steps were left out."""
+        taken = [loss for loss in self.losses if math.isfinite(loss)]
+        return sum(taken) / len(taken) if taken else math.nan
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ class Listener:
 
     def saved(self, step: int, folder: Path) -> None:
         """A checkpoint is complete."""
+
+    def rewound(self, step: int, reason: str) -> None:
+        """The run has gone back to its state after `step` steps; what was told of later ones no longer holds."""
 
     def finished(self, files: Sequence[Path]) -> None:
         """The run ended well; these files were written, read back and compared."""
@@ -142,6 +147,11 @@ class Events(Listener):
     def saved(self, step: int, folder: Path) -> None:
         for listener in self.listeners:
             listener.saved(step, folder)
+
+    def rewound(self, step: int, reason: str) -> None:
+        self.note(reason, "warning")
+        for listener in self.listeners:
+            listener.rewound(step, reason)
 
     def finished(self, files: Sequence[Path]) -> None:
         for listener in self.listeners:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lora_scripts.config import RunConfig
+from lora_scripts.errors import TrainingError
+from lora_scripts.training.anomalies import Action, Guard, Verdict
 from lora_scripts.training.draws import Draws
 from lora_scripts.training.events import Events, StepReport
 from lora_scripts.training.lr_schedules import learning_rate_factor, resolve_warmup
 from lora_scripts.training.memory import memory_now
 from lora_scripts.training.optimizers import effective_learning_rates, set_learning_rates
+from lora_scripts.training.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
     from lora_scripts.data.encoded import EncodedDataset
-    from lora_scripts.data.sampler import StepPlan
+    from lora_scripts.data.sampler import Sample, StepPlan
     from lora_scripts.families.protocol import ModelFamily
 
 __all__ = ["LoopState", "Pauses", "train"]
@@ -36,12 +39,20 @@ class LoopState:
         step: optimizer steps done.
         smoothed: the loss's moving average before its bias is corrected.
         smoothed_steps: how many losses went into it.
+        guard: what the guard against anomalies remembers.
+        validations: every measurement of the validation loss so far, as `training.validation` keeps them.
+        best_step: the saved step that would be exported now; None without measurements.
+        ended: early stopping has ended the run at this step.
     """
 
     step: int = 0
     smoothed: float = 0.0
     smoothed_steps: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
+    guard: dict[str, Any] = field(default_factory=dict)
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    best_step: int | None = None
+    ended: bool = False
 
     def smooth(self, loss: float) -> float:
         """Takes in one loss; the bias-corrected average."""
@@ -57,7 +68,8 @@ class Pauses:
 
     Attributes:
         save, preview: called with the number of steps done.
-        save_every, preview_every: in steps; 0 for never. The last step always saves.
+        validate: the same; true when early stopping ends the run, which then saves and is complete.
+        save_every, preview_every, validate_every: in steps; 0 for never. The last step always saves.
         should_stop: asked after every step; true saves and ends the loop early.
     """
 
@@ -66,6 +78,8 @@ class Pauses:
     save_every: int
     preview_every: int
     should_stop: Callable[[], bool] = lambda: False
+    validate: Callable[[int], bool] = lambda step: False
+    validate_every: int = 0
 
 
 def train(
@@ -82,27 +96,32 @@ def train(
     device: torch.device,
     scaler: torch.amp.GradScaler,
 ) -> bool:
-    """Trains the adapter from `state.step` to `max_steps`; true when it got there, false when asked to stop.
+    """Trains the adapter from `state.step` to `max_steps`; true when the run is complete, false when asked to stop.
 
     Every optimizer step takes the mean loss over all its examples, however they are cut into micro-batches.
+
+    Raises:
+        TrainingError: loss or gradients failed again and again, also with a lower rate; the checkpoints stay.
     """
     draws = Draws(config.seed)
     warmup_steps = resolve_warmup(config.warmup_steps, max_steps)
     parameters = list(adapter.parameters())
     meter = _Meter(state, max_steps, plan.steps_per_epoch, events, device)
+    guard = Guard(**state.guard)
+    saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
 
-    while state.step < max_steps:
-        step = state.step
+    while state.step < max_steps and not state.ended:
+        step, uses_of_step = state.step, plan.step(state.step)
 
         # The rate and everything random follow from the step's number, so a resumed run needs no saved generator.
         factor = learning_rate_factor(config.lr_scheduler, step, max_steps, warmup_steps, num_cycles=_cycles(config))
-        set_learning_rates(optimizer, factor)
+        set_learning_rates(optimizer, factor * guard.rate)
         if config.lora_dropout:
             torch.manual_seed(draws.seed_for(str(step), "dropout"))
 
         # Forward and backward, one micro-batch at a time.
         total, count = torch.zeros((), device=device), 0
-        for uses in plan.micro_batches(plan.step(step), config.batch_size):
+        for uses in plan.micro_batches(uses_of_step, config.batch_size):
             loss = family.loss(data.batch(uses, device), draws)
             scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
             total += loss.total.detach()
@@ -112,17 +131,43 @@ def train(
         scaler.unscale_(optimizer)
         adapter.scale_grads(1 / count)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
-        scaler.step(optimizer)
+
+        # Bad numbers go no further. Two floats are fetched for this, the only wait for the device in a step: a limit that
+        # moves with the run is judged here, and weights that have taken a bad step could not be mended later.
+        mean, norm = torch.stack([total / count, grad_norm.to(total)]).tolist()
+        overflow = scaler.is_enabled() and math.isfinite(mean) and not math.isfinite(norm)  # the scaler's to handle
+        verdict = Verdict(Action.TAKE) if overflow else guard.judge(step, mean, norm)
+        if verdict.action is Action.TAKE:
+            scaler.step(optimizer)
+        else:
+            events.note(f"Step {step + 1}: {verdict.reason}. {_pictures(data, uses_of_step)}", "warning")
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        if verdict.action is Action.END:
+            raise TrainingError(_end_reason(step, verdict, saved, config))
+        if verdict.action is Action.GO_BACK:
+            vars(state).update(saved.restore(adapter, optimizer, scaler))
+            guard = Guard(**state.guard)
+            guard.lower_rate()
+            meter.forget()
+            events.rewound(
+                state.step,
+                f"Back to the state after step {state.step}; the learning rate is now {guard.rate:g} of what was set.",
+            )
+            continue
         state.step += 1
-        meter.add(total / count, grad_norm, count)
+        state.guard = asdict(guard)
+        taken = verdict.action is Action.TAKE and not overflow
+        meter.add(mean if taken else math.nan, norm, count)
         events.ticked(state.step)
 
-        # Numbers are fetched from the device only every so often, because each fetch makes it wait.
+        # Readings of the machine are taken only every so often.
         stopping = pauses.should_stop()
         last = state.step == max_steps
-        saving = last or stopping or state.step % pauses.save_every == 0
+        if pauses.validate_every and (last or state.step % pauses.validate_every == 0):
+            meter.report(effective_learning_rates(optimizer))
+            state.ended = pauses.validate(state.step) and not last
+        saving = last or stopping or state.ended or state.step % pauses.save_every == 0
         if saving or state.step % config.log_steps == 0:
             meter.report(effective_learning_rates(optimizer))
 
@@ -130,13 +175,31 @@ def train(
         if saving:
             state.scaler = scaler.state_dict()
             pauses.save(state.step)
-        if pauses.preview_every and (last or state.step % pauses.preview_every == 0) and not stopping:
+            saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
+        ending = last or state.ended
+        if pauses.preview_every and (ending or state.step % pauses.preview_every == 0) and not stopping:
             pauses.preview(state.step)
-        if saving or pauses.preview_every:
+        if saving or pauses.preview_every or pauses.validate_every:
             meter.resume_clock()
-        if stopping and not last:
+        if stopping and not ending:
             return False
     return True
+
+
+def _pictures(data: EncodedDataset, uses: Sequence[Sample]) -> str:
+    """What was in a step that is not taken."""
+    names = dict.fromkeys(data.dataset.examples[use.index].name for use in uses)
+    return f"The step is left out, no weight was changed. Its pictures: {', '.join(names)}."
+
+
+def _end_reason(step: int, verdict: Verdict, saved: Snapshot, config: RunConfig) -> str:
+    kept = saved.loop["step"]
+    file = config.output_dir / f"checkpoint-{kept}" / f"{config.name}-{kept}.safetensors"
+    return (
+        f"Training ended at step {step + 1}: {verdict.reason}, again and again, also with a lower learning rate. "
+        + (f"The LoRA of step {kept} is good: {file}. " if kept else "No step was saved before. ")
+        + "Look at the pictures named above, and use a lower learning_rate or mixed_precision: fp32 in a new output_dir."
+    )
 
 
 def _cycles(config: RunConfig) -> float | None:
@@ -144,19 +207,20 @@ def _cycles(config: RunConfig) -> float | None:
 
 
 class _Meter:
-    """Collects losses on the device and turns them into reports."""
+    """Collects losses and turns them into reports."""
 
     def __init__(
         self, state: LoopState, max_steps: int, steps_per_epoch: int, events: Events, device: torch.device
     ) -> None:
         self._state, self._max_steps, self._steps_per_epoch = state, max_steps, steps_per_epoch
         self._events, self._device = events, device
-        self._losses: list[torch.Tensor] = []
-        self._grad_norm = torch.zeros(())
+        self._losses: list[float] = []
+        self._grad_norm = 0.0
         self._examples = 0
         self._began = time.perf_counter()
 
-    def add(self, loss: torch.Tensor, grad_norm: torch.Tensor, examples: int) -> None:
+    def add(self, loss: float, grad_norm: float, examples: int) -> None:
+        """Takes in one step; its loss is NaN when it was not taken."""
         self._losses.append(loss)
         self._grad_norm = grad_norm
         self._examples += examples
@@ -164,7 +228,7 @@ class _Meter:
     def report(self, learning_rates: dict[str, float]) -> None:
         if not self._losses:
             return
-        losses = torch.stack(self._losses).tolist()
+        losses = self._losses
         smoothed = [self._state.smooth(loss) for loss in losses][-1]
         seconds = max(time.perf_counter() - self._began, 1e-9)
         step = self._state.step
@@ -176,12 +240,17 @@ class _Meter:
                 losses=losses,
                 loss_smoothed=smoothed,
                 learning_rates=learning_rates,
-                grad_norm=float(self._grad_norm),
+                grad_norm=self._grad_norm,
                 examples_per_s=self._examples / seconds,
                 eta_s=(self._max_steps - step) * seconds / len(losses),
                 memory=memory_now(self._device),
             )
         )
+        self._losses, self._examples = [], 0
+        self._began = time.perf_counter()
+
+    def forget(self) -> None:
+        """Drops what was collected since the last report: the run goes back before it."""
         self._losses, self._examples = [], 0
         self._began = time.perf_counter()
 

@@ -81,6 +81,10 @@ class RunRecord(Listener):
     def saved(self, step: int, folder: Path) -> None:
         self._write("saved", step=step, folder=folder.name)
 
+    def rewound(self, step: int, reason: str) -> None:
+        self._step = step
+        self._write("rewound", step=step)
+
     def finished(self, files: Sequence[Path]) -> None:
         self._write("finished", step=self._step, files=[str(file) for file in files])
 
@@ -255,6 +259,8 @@ class _Parts:
             case "note":
                 note = Note(entry["step"], "warning" if entry["level"] == "warning" else "info", str(entry["text"]))
                 (self._pending_notes if note.step is None else history.notes).append(note)
+            case "rewound":
+                self._forget_after(int(entry["step"]))
             case "finished":
                 history.files = [Path(file) for file in entry["files"]]
                 history.finished = True
@@ -273,10 +279,7 @@ class _Parts:
         history, kept = self._history, int(entry["first_step"])
         # What is said before the first step is said again at every start; the last time counts.
         self._early_notes, self._pending_notes = self._pending_notes, []
-        self._losses = {step: loss for step, loss in self._losses.items() if step <= kept}
-        history.reports = [report for report in history.reports if report.step <= kept]
-        history.previews = {step: files for step, files in history.previews.items() if step <= kept}
-        history.checkpoints = [(step, folder) for step, folder in history.checkpoints if step <= kept]
+        self._forget_after(kept)
         history.notes = [note for note in history.notes if note.step is None or note.step <= kept]
         self._clock = [[(step, seconds) for step, seconds in part if step <= kept] for part in self._clock]
         self._clock.append([])
@@ -292,6 +295,13 @@ class _Parts:
         history.max_steps = int(entry["max_steps"])
         history.started_at = history.started_at or str(entry["time"])
         self._part += 1
+
+    def _forget_after(self, kept: int) -> None:
+        history = self._history
+        self._losses = {step: loss for step, loss in self._losses.items() if step <= kept}
+        history.reports = [report for report in history.reports if report.step <= kept]
+        history.previews = {step: files for step, files in history.previews.items() if step <= kept}
+        history.checkpoints = [(step, folder) for step, folder in history.checkpoints if step <= kept]
 
     def _tick(self, entry: dict[str, Any]) -> None:
         if self._clock and entry["step"] is not None:

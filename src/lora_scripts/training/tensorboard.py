@@ -77,6 +77,10 @@ class TensorBoardListener(Listener):
                 events += _text(f"preview/{number}", _plain(prompt), preview.step)
         self._add(events, first_new=preview.step)
 
+    def rewound(self, step: int, reason: str) -> None:
+        self.close()  # a new file says that what the old one holds of later steps is superseded
+        self._file = _EventFile(self._log_dir, step + 1)
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
