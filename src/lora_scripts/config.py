@@ -131,6 +131,8 @@ class AdapterSettings(Section):
     """Size of the adapter: 8 first, 16 when the result is weak."""
     lora_alpha: Positive | None = None
     """Scale is alpha / rank. Default: the rank, so a scale of 1."""
+    lora_init: Literal["gaussian", "kaiming"] = "gaussian"
+    """How the first matrix of each layer begins. gaussian, as in diffusers' scripts, learns several times faster at the same rate; kaiming is kohya's, for learning rates taken from there."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of adapter inputs zeroed at random while training."""
     target_modules: Names | None = None

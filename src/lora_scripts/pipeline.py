@@ -185,7 +185,13 @@ def _attach(family: ModelFamily, config: RunConfig, events: Events) -> Adapter:
     if config.init_lora_weights is not None:
         older = read_lora_file(config.init_lora_weights, layer_shapes(family.components))
     adapter = attach(
-        components, targets, rank=config.lora_rank, alpha=config.alpha, dropout=config.lora_dropout, seed=config.seed
+        components,
+        targets,
+        rank=config.lora_rank,
+        alpha=config.alpha,
+        dropout=config.lora_dropout,
+        seed=config.seed,
+        init=config.lora_init,
     )
     if older is not None:
         for line in adapter.load_weights(older.weights, strict=False):

@@ -114,16 +114,18 @@ def test_half_precision_is_as_near_to_the_exact_result_as_peft_is():
         assert ours_error < 2 * peft_error + 0.005
 
 
-def test_initial_weights_are_spread_as_those_of_peft():
+@pytest.mark.parametrize(("init", "peft_init"), [("kaiming", True), ("gaussian", "gaussian")])
+def test_initial_weights_are_spread_as_those_of_peft(init, peft_init):
     torch.manual_seed(0)
     net = nn.ModuleDict({"to_q": nn.Linear(320, 320), "conv": nn.Conv2d(64, 64, 3)}).requires_grad_(False)
-    theirs = inject_adapter_in_model(LoraConfig(r=16, target_modules=["to_q", "conv"]), copy.deepcopy(net))
-    adapter = attach({"unet": net}, {"unet": ["to_q", "conv"]}, rank=16, alpha=16.0)
+    settings = LoraConfig(r=16, target_modules=["to_q", "conv"], init_lora_weights=peft_init)
+    theirs = inject_adapter_in_model(settings, copy.deepcopy(net))
+    adapter = attach({"unet": net}, {"unet": ["to_q", "conv"]}, rank=16, alpha=16.0, init=init)
     for name, tensors in adapter.weights().items():
         other = theirs.get_submodule(name.removeprefix("unet.")).lora_A["default"].weight.detach()
         assert tensors.lora_A.shape == other.shape
         assert float(tensors.lora_A.std()) == pytest.approx(float(other.std()), rel=0.05)
-        assert float(tensors.lora_A.abs().max()) == pytest.approx(float(other.abs().max()), rel=0.05)
+        assert float(tensors.lora_A.abs().max()) == pytest.approx(float(other.abs().max()), rel=0.2)
 
 
 def test_our_weights_loaded_by_peft_give_our_output():

@@ -1,7 +1,7 @@
 """LoRA layers and the adapter that puts them into a frozen model.
 
 Legend for shapes: R rank, N rows (batch times positions), in/out features or channels, k kernel size.
-Source: Hu et al. 2021, arXiv 2106.09685; initial values and scale as PEFT and kohya's sd-scripts.
+Source: Hu et al. 2021, arXiv 2106.09685; scale as PEFT and kohya's sd-scripts, initial values as either.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,9 @@ from lora_scripts.errors import ConfigError, ModelError, ResumeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["Adapter", "LoRAConv2d", "LoRALinear", "attach"]
+__all__ = ["Adapter", "LoRAConv2d", "LoRAInit", "LoRALinear", "attach"]
+
+LoRAInit = Literal["gaussian", "kaiming"]
 
 
 class _LoRALayer(nn.Module):
@@ -66,10 +68,19 @@ class _LoRALayer(nn.Module):
         return self.base.bias
 
     @torch.no_grad()
-    def reset(self, generator: torch.Generator) -> None:
-        """Draws lora_A (Kaiming uniform, a = sqrt 5) and clears lora_B, so that the layer starts as its base."""
-        bound = 1.0 / math.sqrt(self.lora_A[0].numel())
-        drawn = torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator)
+    def reset(self, generator: torch.Generator, init: LoRAInit = "gaussian") -> None:
+        """Draws lora_A and clears lora_B, so that the layer starts as its base.
+
+        Args:
+            init: "gaussian": normal, spread 1 / R, as PEFT's option of that name and diffusers' scripts;
+                "kaiming": uniform with a = sqrt 5, PEFT's default and kohya's.
+        """
+        drawn = torch.empty(self.lora_A.shape)
+        if init == "gaussian":
+            drawn.normal_(0.0, 1.0 / self.rank, generator=generator)
+        else:
+            bound = 1.0 / math.sqrt(self.lora_A[0].numel())
+            drawn.uniform_(-bound, bound, generator=generator)
         self.lora_A.copy_(drawn)
         self.lora_B.zero_()
 
@@ -275,6 +286,7 @@ def attach(
     alpha: float,
     dropout: float = 0.0,
     seed: int = 0,
+    init: LoRAInit = "gaussian",
 ) -> Adapter:
     """Puts a LoRA layer in the place of every targeted layer and returns the handle on all of them.
 
@@ -287,6 +299,7 @@ def attach(
         rank: R, for every layer.
         alpha: the scale is alpha / rank.
         dropout: share of the inputs of A that is zeroed in training.
+        init: how A begins, see `LoRALinear.reset`; B begins at zero.
     Raises:
         TargetError: a name matches no layer.
         ConfigError: the rank is larger than a layer can use, or a component is unknown.
@@ -307,7 +320,7 @@ def attach(
         parent = components[component].get_submodule(parent_path)
         kind = LoRAConv2d if isinstance(base, nn.Conv2d) else LoRALinear
         layer = kind(base, rank, alpha, dropout)
-        layer.reset(_generator(seed, name))
+        layer.reset(_generator(seed, name), init)
         setattr(parent, child, layer)
         layers[name], places[name] = layer, (parent, child)
     return Adapter(layers, places)

@@ -89,8 +89,16 @@ def test_initial_values_depend_on_seed_and_name_alone(net):
     assert not torch.equal(every["unet.blocks.0.to_q"].lora_A, every["unet.blocks.1.to_q"].lora_A)
 
 
-def test_initial_values_are_kaiming_uniform(net):
+def test_initial_values_are_normal_with_a_spread_of_one_over_the_rank(net):
     tensors = put_on(net, train=False).weights()["unet.conv"]
+    assert tensors.lora_A.std() == pytest.approx(1 / tensors.rank, rel=0.15)
+    assert tensors.lora_A.abs().max() > 2 / tensors.rank
+    assert not tensors.lora_B.any()
+
+
+def test_kaiming_values_are_uniform_within_the_bound(net):
+    adapter = attach({"unet": net}, {"unet": ["conv"]}, rank=4, alpha=4.0, init="kaiming")
+    tensors = adapter.weights()["unet.conv"]
     bound = (4 * 3 * 3) ** -0.5
     assert tensors.lora_A.abs().max() <= bound
     assert tensors.lora_A.std() == pytest.approx(bound / 3**0.5, rel=0.1)

@@ -1,0 +1,119 @@
+"""Whatever operation of a checkpoint or an export is the last one, the newest whole state is found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from reliability.faulty_files import Cut, FaultyFiles
+from safetensors.torch import load_file
+
+from lora_scripts.adapters.weights import LoRALayer
+from lora_scripts.errors import ExportError, TrainingError
+from lora_scripts.export.writer import write_lora
+from lora_scripts.training.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+
+KINDS = ["cut", "ENOSPC", "EIO"]
+
+
+def checkpoint(step: int) -> Checkpoint:
+    return Checkpoint(
+        step=step,
+        adapter={"unet.a.lora_A": torch.full((2, 3), float(step))},
+        optimizer_tensors={"0.exp_avg": torch.full((2, 3), step / 7)},
+        optimizer_state={"groups": [{"lr": 1e-4}]},
+        identity={"lora_rank": 8},
+        loop={"step": step},
+    )
+
+
+def export(path: Path, value: float) -> None:
+    layer = LoRALayer(torch.full((2, 8), value), torch.full((8, 2), value), 3.0)
+    write_lora(path, {"unet.down_blocks.0.attentions.0.proj_in": layer}, {"ss_output_name": "x"}, torch.float32)
+
+
+def save_and_prune(folder: Path, step: int) -> None:
+    save_checkpoint(folder, checkpoint(step), lambda place: export(place / f"run-{step}.safetensors", step))
+    prune_checkpoints(folder, 2)
+
+
+def prepared(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for step in (10, 20):
+        save_and_prune(folder, step)
+    return folder
+
+
+def operations(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    counting = FaultyFiles(prepared(folder))
+    with counting.installed(monkeypatch):
+        save_and_prune(folder, 30)
+    return counting.done
+
+
+@pytest.mark.fault(2)
+@pytest.mark.fault(3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoint_survives_a_fault_at_every_operation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    names = operations(tmp_path / "count", monkeypatch)
+    assert {"write", "create", "fsync", "rename", "mkdir", "replace", "rmtree"} <= {name.split()[0] for name in names}
+    committed = names.index("rename checkpoint-30.partial")
+    for at, name in enumerate(names):
+        folder = prepared(tmp_path / f"{kind}-{at}")
+        layer = FaultyFiles(folder, at, kind)
+        with layer.installed(monkeypatch):
+            try:
+                save_and_prune(folder, 30)
+            except Cut:
+                assert kind == "cut"
+            except TrainingError as error:
+                assert kind != "cut"
+                assert "Older checkpoints are untouched" in str(error)
+                assert kind != "ENOSPC" or f"MB at {folder}" in str(error), str(error)
+        loaded, notes = newest_checkpoint(folder)
+        expected = checkpoint(30 if at > committed else 20)
+        assert loaded is not None
+        assert (loaded.step, notes) == (expected.step, []), f"{kind} at {name}"
+        assert torch.equal(loaded.adapter["unet.a.lora_A"], expected.adapter["unet.a.lora_A"])
+        assert torch.equal(loaded.optimizer_tensors["0.exp_avg"], expected.optimizer_tensors["0.exp_avg"])
+        whole = {path.name for path in list_checkpoints(folder)}
+        assert {path.name for path in folder.iterdir()} == whole, f"{kind} at {name}: leftovers"
+        save_and_prune(folder, 40)
+        again, _ = newest_checkpoint(folder)
+        assert again is not None
+        assert again.step == 40
+
+
+@pytest.mark.fault(2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_is_the_old_file_or_the_new_one_after_a_fault_at_every_operation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    counting = FaultyFiles(tmp_path)
+    with counting.installed(monkeypatch):
+        export(tmp_path / "run.safetensors", 1.0)
+    assert len(counting.done) >= 5
+    old, new = load_file(tmp_path / "run.safetensors"), 2.0
+    for at in range(len(counting.done)):
+        folder = tmp_path / f"{kind}-{at}"
+        folder.mkdir()
+        export(folder / "run.safetensors", 1.0)
+        with FaultyFiles(folder, at, kind).installed(monkeypatch):
+            try:
+                export(folder / "run.safetensors", new)
+            except (Cut, ExportError) as error:
+                assert isinstance(error, Cut) == (kind == "cut")
+        left = load_file(folder / "run.safetensors")
+        assert left.keys() == old.keys()
+        assert {float(tensor.max()) for name, tensor in left.items() if "lora_" in name} in ({1.0}, {new})
+        newest_checkpoint(folder)  # what a resumed run does first
+        assert [path.name for path in folder.iterdir()] == ["run.safetensors"]
