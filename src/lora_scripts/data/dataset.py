@@ -15,7 +15,7 @@ from lora_scripts.data.buckets import Fit, bucket_sizes, fit_into
 from lora_scripts.data.captions import with_trigger
 from lora_scripts.errors import DataError
 
-__all__ = ["Dataset", "Example", "LeftOut", "open_dataset", "require_folder"]
+__all__ = ["Dataset", "Example", "LeftOut", "open_dataset", "require_folder", "unnamed"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,15 @@ class Example:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A picture that does not train, and why."""
+    """A picture that does not train, and why.
+
+    Attributes:
+        changed: the file was another one when the run began.
+    """
 
     name: str
     reason: str
+    changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
             size = image_size(path)
             digest = image_digest(path)
         except DataError as error:
-            return LeftOut(name, str(error).removeprefix(f"{path}: ").removeprefix(f"{path.name}: "))
+            return LeftOut(name, unnamed(error, path))
         fit = fit_into(size, shapes)
         if not config.upscale and fit.upscales(size):
             return LeftOut(name, f"{size[0]}x{size[1]} is smaller than its shape {fit.bucket[0]}x{fit.bucket[1]}")
@@ -141,6 +146,11 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
     dataset = Dataset(examples, left_out, tuple(table.notes))
     require_examples(dataset, folder)
     return dataset
+
+
+def unnamed(error: DataError, path: Path) -> str:
+    """The error's text without the picture's name in front, for places that show the name themselves."""
+    return str(error).removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")
 
 
 def require_folder(config: RunConfig) -> Path:

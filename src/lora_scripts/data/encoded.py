@@ -1,5 +1,8 @@
 """Every example encoded once: from the cache where possible, else decoded, fitted and run through the family's encoders.
 
+Pictures are read here for the last time: what happens to the files afterwards, the run does not notice. What happens to them
+before, since the data set was listed, is noticed by their digest.
+
 Legend for shapes: B batch, H W pixels.
 """
 
@@ -7,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.data.buckets import fit_image
 from lora_scripts.data.cache import EncodingCache, cache_key
 from lora_scripts.data.captions import CaptionSettings, fraction
-from lora_scripts.data.dataset import Dataset, Example, LeftOut
+from lora_scripts.data.dataset import Dataset, Example, LeftOut, unnamed
 from lora_scripts.data.sampler import Sample
-from lora_scripts.errors import DataError
+from lora_scripts.errors import DataError, ModelError
 from lora_scripts.families.protocol import Batch, Encoder
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ __all__ = ["EncodedDataset", "encode_all", "image_to_pixels"]
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) while encoding."""
+
+MOST_CHANGED = 0.02
+"""Share of pictures that may change or vanish between listing and reading; beyond it somebody is at work in the folder."""
 
 
 def image_to_pixels(image: Image) -> Tensor:
@@ -87,18 +93,20 @@ def encode_all(
     num_workers: int,
     progress: Progress = lambda what, done, total: None,
 ) -> EncodedDataset:
-    """Encodes every view and every caption; pictures that cannot be decoded leave the data set, named.
+    """Encodes every view and every caption; pictures that cannot be decoded or encoded leave the data set, named.
 
     Raises:
-        DataError: no picture could be decoded.
+        DataError: no picture could be decoded, or more than 2 % of them were changed or removed since they were listed.
+        ModelError: a caption's encoding is not finite.
     """
     images: dict[tuple[int, bool], dict[str, Tensor]] = {}
     texts: dict[str, dict[str, Tensor]] = {}
     failures: dict[int, LeftOut] = {}
+    notes: list[str] = []
     views = [_View(i, m) for i in range(len(dataset.examples)) for m in ((False, True) if flip else (False,))]
     for encoder in encoders:
         if encoder.reads == "image":
-            _encode_views(dataset.examples, views, encoder, cache, num_workers, images, failures, progress)
+            _encode_views(dataset.examples, views, encoder, cache, num_workers, images, failures, notes, progress)
         else:
             wanted = captions.possible(example.caption for example in dataset.examples)
             _encode_texts(wanted, encoder, cache, texts, progress)
@@ -110,6 +118,7 @@ def encode_all(
             raise DataError(
                 "no picture could be decoded:\n" + "\n".join(f"  {f.name}: {f.reason}" for f in failures.values())
             )
+    dataset = replace(dataset, notes=[*dataset.notes, *dict.fromkeys(notes)])
     return EncodedDataset(dataset, captions, flip, images, texts)
 
 
@@ -121,6 +130,7 @@ def _encode_views(
     num_workers: int,
     images: dict[tuple[int, bool], dict[str, Tensor]],
     failures: dict[int, LeftOut],
+    notes: list[str],
     progress: Progress,
 ) -> None:
     def key(view: _View) -> str:
@@ -131,41 +141,90 @@ def _encode_views(
     missing = []
     for view in views:
         stored = cache.get(encoder.name, key(view))
-        if stored is None:
+        if stored is None or not _finite(stored):
             missing.append(view)
         else:
             images.setdefault((view.index, view.mirrored), {}).update(stored)
     # One shape at a time, so that the encoder gets whole batches.
     missing.sort(key=lambda view: (examples[view.index].fit.bucket, view.index, view.mirrored))
 
-    def load(view: _View) -> Tensor | LeftOut:
-        from lora_scripts.data.images import read_image
-
-        example = examples[view.index]
-        try:
-            return image_to_pixels(fit_image(read_image(example.path), example.fit, view.mirrored))
-        except DataError as error:
-            return LeftOut(
-                example.name, str(error).removeprefix(f"{example.path}: ").removeprefix(f"{example.path.name}: ")
-            )
-
     done = len(views) - len(missing)
     progress(encoder.name, done, len(views))
     with ThreadPoolExecutor(max_workers=max(1, num_workers)) as pool:
         for group in _shape_groups(missing, examples, encoder.batch_size):
             ready = []
-            for view, loaded in zip(group, pool.map(load, group), strict=True):
+            for view, loaded in zip(
+                group, pool.map(lambda view: _load(examples[view.index], view.mirrored), group), strict=True
+            ):
                 if isinstance(loaded, LeftOut):
                     failures[view.index] = loaded
                 else:
                     ready.append((view, loaded))
-            for (view, _), tensors in zip(
-                ready, encoder.run([pixels for _, pixels in ready]) if ready else [], strict=True
-            ):
+            _require_few_changes(failures.values(), len(examples))
+            encoded, again = _encode(encoder, [pixels for _, pixels in ready])
+            for number, ((view, _), tensors) in enumerate(zip(ready, encoded, strict=True)):
+                name = examples[view.index].name
+                if tensors is None:
+                    failures[view.index] = LeftOut(name, _NOT_FINITE)
+                    continue
+                if number in again:
+                    notes.append(f"{name}: its encoding was not finite in half precision; encoded again in float32.")
                 cache.put(encoder.name, key(view), tensors)
                 images.setdefault((view.index, view.mirrored), {}).update(tensors)
             done += len(group)
             progress(encoder.name, done, len(views))
+
+
+_NOT_FINITE = "the base model's encoder gives numbers for it that are not finite, in float32 too. Another VAE may help."
+
+
+def _load(example: Example, mirrored: bool) -> Tensor | LeftOut:
+    """Pixels [3,H,W], or why there are none; a file that is no longer the one that was listed is not used."""
+    from lora_scripts.data.images import image_digest, read_image
+
+    loaded: Tensor | LeftOut
+    try:
+        loaded = image_to_pixels(fit_image(read_image(example.path), example.fit, mirrored))
+    except DataError as error:
+        loaded = LeftOut(example.name, unnamed(error, example.path))
+    # Asked after reading, so that no change before or during it goes unnoticed: the cache files by the listed digest.
+    try:
+        changed = (
+            "" if image_digest(example.path) == example.digest else "was changed while the run was reading the pictures"
+        )
+    except DataError as error:
+        changed = unnamed(error, example.path)
+    return LeftOut(example.name, changed, changed=True) if changed else loaded
+
+
+def _require_few_changes(failures: Iterable[LeftOut], num_pictures: int) -> None:
+    """Raises DataError when more than 2 % of the pictures are not what they were when the run began."""
+    changed = [failure for failure in failures if failure.changed]
+    if len(changed) > MOST_CHANGED * num_pictures:
+        named = "\n".join(f"  {failure.name}: {failure.reason}" for failure in changed[:10])
+        more = f"\n  and {len(changed) - 10} more" if len(changed) > 10 else ""
+        raise DataError(
+            f"{len(changed)} of {num_pictures} pictures changed since the run began, more than {MOST_CHANGED:.0%}:\n{named}{more}\n"
+            "Is another program at work in the folder? Run the same command again when it is done; what is encoded is kept."
+        )
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def _encode(encoder: Encoder, inputs: Sequence[Any]) -> tuple[list[dict[str, Tensor] | None], set[int]]:
+    """The inputs' encodings, None where none is finite, and the positions of those that only float32 made finite."""
+    encoded: list[dict[str, Tensor] | None] = list(encoder.run(inputs)) if inputs else []
+    again = set()
+    for position, tensors in enumerate(encoded):
+        if tensors is None or _finite(tensors):
+            continue
+        encoded[position] = None
+        if encoder.exact is not None and _finite(exact := encoder.exact([inputs[position]])[0]):
+            encoded[position] = exact
+            again.add(position)
+    return encoded, again
 
 
 def _shape_groups(views: Sequence[_View], examples: Sequence[Example], most: int) -> Iterator[list[_View]]:
@@ -191,14 +250,19 @@ def _encode_texts(
     missing = []
     for text in wanted:
         stored = cache.get(encoder.name, cache_key(encoder.fingerprint, caption=text))
-        if stored is None:
+        if stored is None or not _finite(stored):
             missing.append(text)
         else:
             texts.setdefault(text, {}).update(stored)
     progress(encoder.name, len(wanted) - len(missing), len(wanted))
     for start in range(0, len(missing), encoder.batch_size):
         group = missing[start : start + encoder.batch_size]
-        for text, tensors in zip(group, encoder.run(group), strict=True):
+        for text, tensors in zip(group, _encode(encoder, group)[0], strict=True):
+            if tensors is None:
+                raise ModelError(
+                    f"the text encoder gives numbers that are not finite for the caption {text[:80]!r}. "
+                    "Set mixed_precision: fp32; if that does not help, the base model is broken."
+                )
             cache.put(encoder.name, cache_key(encoder.fingerprint, caption=text), tensors)
             texts.setdefault(text, {}).update(tensors)
         progress(encoder.name, len(wanted) - len(missing) + start + len(group), len(wanted))

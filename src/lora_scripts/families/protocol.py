@@ -35,6 +35,7 @@ class Encoder:
         fingerprint: changes whenever the same input would give another output: weights, dtype, settings.
         run: encodes a list of inputs, one dictionary of tensors each (on the CPU).
         batch_size: how many inputs one call of `run` takes at most.
+        exact: `run` in float32, for inputs whose encoding in half precision is not finite; None where `run` is exact.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Encoder:
     fingerprint: str
     run: Callable[[Sequence[Tensor] | Sequence[str]], list[dict[str, Tensor]]]
     batch_size: int = 8
+    exact: Callable[[Sequence[Tensor] | Sequence[str]], list[dict[str, Tensor]]] | None = None
 
 
 @dataclass(frozen=True)

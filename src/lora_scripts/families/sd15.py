@@ -105,7 +105,9 @@ class StableDiffusion15:
     def encoders(self) -> Sequence[Encoder]:
         vae = self._parts.vae
         print_ = self._source.fingerprint
-        stages = [Encoder("latents", "image", f"{print_}/vae/{vae.dtype}/mean+std/fp32", self._encode_pixels, 4)]
+        exact = None if vae.dtype is torch.float32 else self._encode_pixels_in_float32
+        name = f"{print_}/vae/{vae.dtype}/mean+std/fp32"
+        stages = [Encoder("latents", "image", name, self._encode_pixels, 4, exact)]
         if not self._config.train_text_encoder:
             skip = self._config.clip_skip
             stages.append(
@@ -130,6 +132,15 @@ class StableDiffusion15:
         mean = (posterior.mean * vae.config.scaling_factor).float().cpu()
         std = (posterior.std * vae.config.scaling_factor).float().cpu()
         return [{"latents_mean": m, "latents_std": s} for m, s in zip(mean, std, strict=True)]
+
+    def _encode_pixels_in_float32(self, pixels: Sequence[Any]) -> list[dict[str, Tensor]]:
+        """As `_encode_pixels`, with the autoencoder in float32 for this once."""
+        vae, narrow = self._parts.vae, self._parts.vae.dtype
+        try:
+            nn.Module.to(vae, torch.float32)
+            return self._encode_pixels(pixels)
+        finally:
+            nn.Module.to(vae, narrow)  # diffusers' own `to` warns of narrow dtypes
 
     @torch.no_grad()
     def _encode_captions(self, captions: Sequence[Any]) -> list[dict[str, Tensor]]:
