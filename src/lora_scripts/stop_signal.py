@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,9 +29,9 @@ class StopSignal(Listener):
     checkpoint is whole even then, because a checkpoint's folder appears under its name only when it is complete.
     """
 
-    def __init__(self, grace_s: float = _GRACE_S) -> None:
+    def __init__(self, grace_s: float | None = None) -> None:
         self._asked = threading.Event()
-        self._grace_s = grace_s
+        self._grace_s = _GRACE_S if grace_s is None else grace_s
         self._trained = self._kept = 0
         self._timer: threading.Timer | None = None
 
@@ -68,6 +69,14 @@ class StopSignal(Listener):
             self._asked.set()
             raise KeyboardInterrupt
         self._asked.set()
-        self._timer = threading.Timer(self._grace_s, _thread.interrupt_main)
+        self._timer = threading.Timer(self._grace_s, _interrupt_main_thread)
         self._timer.daemon = True
         self._timer.start()
+
+
+def _interrupt_main_thread() -> None:
+    """A second signal; on POSIX a real one, which also ends a wait inside the system."""
+    if sys.platform == "win32":
+        _thread.interrupt_main()
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -93,6 +93,7 @@ def test_training_lowers_the_loss(settings: Settings) -> None:
     assert sum(seen.losses[-10:]) < 0.97 * sum(seen.losses[:10])
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_schedulefree"])
 def test_stopped_run_resumes_to_the_same_bits(settings: Settings, tmp_path: Path, optimizer: str) -> None:
     changes = {
@@ -111,6 +112,7 @@ def test_stopped_run_resumes_to_the_same_bits(settings: Settings, tmp_path: Path
     assert equal(weights(whole), weights(broken))
 
 
+@pytest.mark.fault(6)
 def test_resumed_run_falls_back_past_a_damaged_checkpoint(settings: Settings, tmp_path: Path) -> None:
     whole = settings(output_dir=str(tmp_path / "a" / "run"))
     train(whole)
@@ -134,6 +136,7 @@ def test_finished_run_run_again_gives_the_same_file(settings: Settings) -> None:
     assert equal(first, weights(values))
 
 
+@pytest.mark.fault(27)
 def test_changed_setting_is_shown_and_refused(settings: Settings, pictures: Path) -> None:
     values = settings()
     train(values)
@@ -141,6 +144,7 @@ def test_changed_setting_is_shown_and_refused(settings: Settings, pictures: Path
         train(values | {"learning_rate": 0.02})
 
 
+@pytest.mark.fault(27)
 def test_changed_caption_is_shown_and_refused(settings: Settings, pictures: Path) -> None:
     values = settings()
     train(values)
@@ -166,6 +170,7 @@ def test_batch_4_equals_2_x_2_accumulated(settings: Settings, tmp_path: Path) ->
         assert losses[batch].losses == pytest.approx(losses[4].losses, rel=2e-5)
 
 
+@pytest.mark.fault(26)
 def test_number_of_workers_and_previews_change_nothing(settings: Settings, tmp_path: Path) -> None:
     plain = settings(output_dir=str(tmp_path / "a" / "run"), num_workers=0, save_precision="fp32")
     busy = settings(
@@ -182,6 +187,7 @@ def test_number_of_workers_and_previews_change_nothing(settings: Settings, tmp_p
     assert equal(weights(plain), weights(busy))
 
 
+@pytest.mark.fault(15)
 def test_edited_picture_is_encoded_anew_and_only_it(settings: Settings, pictures: Path, tmp_path: Path) -> None:
     import os
 
@@ -207,6 +213,7 @@ def test_text_encoder_trains_too(settings: Settings) -> None:
     assert all(value.abs().max() > 0 for value in ups.values())
 
 
+@pytest.mark.fault(27)
 def test_training_goes_on_from_an_older_file(settings: Settings, tmp_path: Path) -> None:
     first = settings(output_dir=str(tmp_path / "a" / "run"))
     train(first)
@@ -277,6 +284,7 @@ def test_folder_without_usable_pictures_is_said(settings: Settings, tmp_path: Pa
         train(settings(train_data_dir=str(empty)))
 
 
+@pytest.mark.fault(5)
 def test_file_in_place_of_the_output_folder_is_said(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(DataError, match=r"output_dir: .*cannot be written"):

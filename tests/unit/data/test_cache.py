@@ -33,6 +33,7 @@ def test_absent_entry_is_none(tmp_path: Path) -> None:
     assert EncodingCache(None).get("latents", "ff") is None
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("damage", ["half", "flipped", "empty", "zeroed tail"])
 def test_damaged_entry_counts_as_absent(tmp_path: Path, damage: str) -> None:
     cache, path = stored(tmp_path)
@@ -51,6 +52,7 @@ def test_damaged_entry_counts_as_absent(tmp_path: Path, damage: str) -> None:
     assert cache.get("latents", "ab12") is not None
 
 
+@pytest.mark.fault(16)
 def test_key_covers_all_that_shapes_the_value() -> None:
     base = cache_key("vae-1", picture="aa", fit=[1, 2], mirrored=False)
     assert base == cache_key("vae-1", mirrored=False, fit=[1, 2], picture="aa")

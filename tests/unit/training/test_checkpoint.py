@@ -43,6 +43,7 @@ def test_saved_state_comes_back_whole(tmp_path: Path) -> None:
     assert torch.equal(loaded.optimizer_tensors["0.exp_avg"], saved.optimizer_tensors["0.exp_avg"])
 
 
+@pytest.mark.fault(6)
 @pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_damaged_newest_is_named_and_the_one_before_is_used(tmp_path: Path, name: str, damage: str) -> None:
@@ -61,6 +62,7 @@ def test_damaged_newest_is_named_and_the_one_before_is_used(tmp_path: Path, name
     assert notes[0].startswith("checkpoint-20: ")
 
 
+@pytest.mark.fault(2)
 def test_half_written_folder_is_ignored_and_swept(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(10))
     half = tmp_path / "checkpoint-20.partial"
@@ -72,6 +74,7 @@ def test_half_written_folder_is_ignored_and_swept(tmp_path: Path) -> None:
     assert not half.exists()
 
 
+@pytest.mark.fault(3)
 def test_failure_while_writing_leaves_the_older_ones(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(10))
 
@@ -106,6 +109,15 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-100"]
 
 
+def test_the_last_one_that_verifies_is_never_removed(tmp_path: Path) -> None:
+    for step in (5, 10, 20):
+        save_checkpoint(tmp_path, checkpoint(step))
+    (tmp_path / "checkpoint-20" / "state.json").write_text("{}")
+    prune_checkpoints(tmp_path, 1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20"]
+
+
+@pytest.mark.fault(27)
 def test_difference_is_shown_with_both_ways_on(tmp_path: Path) -> None:
     now = {"lora_rank": 16, "pictures and captions": {"a.png": "x", "b.png": "y"}}
     assert differences(checkpoint(1).identity, now) == [
