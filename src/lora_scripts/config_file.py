@@ -16,6 +16,7 @@ __all__ = ["load_config", "make_config"]
 
 MAX_CONFIG_BYTES = 1_000_000
 REQUIRED = ("train_data_dir", "base_model", "output_dir")
+PATHS = {name for name, setting in RunConfig.model_fields.items() if "Path" in str(setting.annotation)}
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,8 +47,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, l
             continue
         try:
             values[key] = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
-        except yaml.YAMLError:
-            values[key] = text
+        except (yaml.YAMLError, ValueError, RecursionError):
+            values[key] = text  # the setting's own type says what is wrong with it
         lines[key] = 0
     if faults:
         raise ConfigError(faults)
@@ -76,6 +77,11 @@ def make_config(
             values[key] = "-"
         elif values[key] is None and RunConfig.model_fields[key].default is not None:
             del values[key]  # `key:` with nothing behind it means the default
+        elif reason := _unusable_text(key, values[key]):
+            faults.append(f"{place(key)}: {reason} (it says {_shorten(values[key])})")
+            del values[key]
+            if key in REQUIRED:
+                values[key] = "-"
     faults += [f"{where}: {key}: is missing; every run needs it." for key in REQUIRED if key not in values]
     config = None
     trial = {**values, **{key: "-" for key in REQUIRED if key not in values}}
@@ -154,6 +160,23 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid YAML ({str(error).splitlines()[0]}).") from None
     return values, lines
+
+
+def _unusable_text(key: str, value: Any) -> str:
+    """Why no setting can hold these texts; empty when it can. No file name, prompt or header may have such characters."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    if any("\0" in text for text in texts):
+        return "holds a NUL character"
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        return "holds half of a character (a lone surrogate)"
+    try:
+        if key in PATHS and isinstance(value, str):
+            Path(value).expanduser()
+    except RuntimeError:
+        return "names a user whose home folder is not known here; write the whole path"
+    return ""
 
 
 def _explain(fault: Any) -> str:

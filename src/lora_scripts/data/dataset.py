@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig, Size
 from lora_scripts.data.buckets import Fit, bucket_sizes, fit_into
 from lora_scripts.data.captions import with_trigger
 from lora_scripts.errors import DataError
+
+if TYPE_CHECKING:
+    from lora_scripts.data.metadata import CaptionTable
 
 __all__ = ["Dataset", "Example", "LeftOut", "open_dataset", "require_folder", "unnamed"]
 
@@ -104,22 +108,26 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
     Raises:
         DataError: the folder or the caption table cannot be used, or no picture is left to train on.
     """
-    from lora_scripts.data.images import list_images
     from lora_scripts.data.metadata import read_captions
 
     folder = require_folder(config)
     table = read_captions(folder, config.metadata_path)
-    names = [path.relative_to(folder).as_posix() for path in list_images(folder)]
+    # A picture without a caption trains without one where there are no captions at all; a table leaves out what it lacks.
+    unusable = {
+        problem.name: problem.reason
+        for problem in table.problems
+        if problem.kind == "bad name" or (problem.kind == "no caption" and table.source is not None)
+    }
     step = config.bucket_step
     shapes = bucket_sizes(resolution, step, config.max_aspect) if config.buckets else [resolution]
 
     left_out = []
     wanted = []
-    for name in names:
+    for name in table.pictures:
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.exclude):
-            left_out.append(LeftOut(name, "named in exclude"))
-        elif name not in table.captions and table.source is not None:
-            left_out.append(LeftOut(name, f"has no row in {table.source}"))
+            left_out.append(LeftOut(_shown(name), "named in exclude"))
+        elif name in unusable:
+            left_out.append(LeftOut(_shown(name), unusable[name]))
         else:
             wanted.append(name)
 
@@ -143,9 +151,22 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
         examined = list(pool.map(examine, wanted))
     examples = [item for item in examined if isinstance(item, Example)]
     left_out += [item for item in examined if isinstance(item, LeftOut)]
-    dataset = Dataset(examples, left_out, tuple(table.notes))
+    dataset = Dataset(examples, left_out, (*table.notes, *_useless_rows(table)))
     require_examples(dataset, folder)
     return dataset
+
+
+def _useless_rows(table: CaptionTable) -> list[str]:
+    """Lines about rows and caption files that no picture got its caption from."""
+    problems = [problem for problem in table.problems if problem.kind not in ("no caption", "bad name")]
+    source = table.source.name if table.source else "captions"
+    lines = [f"{source}: no use for {_shown(problem.name)!r} ({problem.reason})." for problem in problems[:10]]
+    return [*lines, f"{source}: no use for {len(problems) - 10} more rows."] if len(problems) > 10 else lines
+
+
+def _shown(name: str) -> str:
+    """The name as logs and reports can hold it: a file system may give bytes that are no text."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def unnamed(error: DataError, path: Path) -> str:

@@ -89,12 +89,15 @@ def read_captions(train_data_dir: Path, metadata_path: Path | None, *, look_for_
         _match_rows(table)
     _read_sidecars(table, folder)
     _read_folder_names(table)
-    where = f"no row in {table.source.name}" if table.source else "no caption table in the folder"
     for name in table.pictures:
         if not _is_text(name):
             table.captions.pop(name, None)
             table.problems.append(Problem("bad name", name, "its name is not valid Unicode: rename the file"))
         elif name not in table.captions:
+            where = "no caption table in the folder"
+            if table.source is not None:
+                row = "an empty caption" if name in table.extra else "no row"
+                where = f"{row} in {table.source.name}"
             table.problems.append(Problem("no caption", name, f"{where}, and no .txt or .caption file beside it"))
     table.captions = {name: table.captions[name] for name in table.pictures if name in table.captions}
     return table

@@ -69,9 +69,12 @@ def resolve_base_model(name: str, *, allow_download: bool = False) -> BaseModel:
     name = name.strip()
     if name.startswith("builtin:"):
         return _open(_builtin(name), name, title=name.removeprefix("builtin:").removesuffix(".safetensors"))
-    path = Path(name).expanduser()
+    path = Path(name)
     try:
+        path = path.expanduser()
         exists = path.exists()
+    except RuntimeError:
+        raise ModelError(f"base_model {name}: no such user's home folder here. Write the whole path.") from None
     except OSError as error:
         raise ModelError(f"base_model {name}: cannot be looked up ({error.strerror}). Check the path.") from None
     if exists:

@@ -165,7 +165,9 @@ def test_a_mistyped_folder_that_looks_like_a_hub_id_gets_both_hints(
         resolve_base_model("models/my-modle")
 
 
-@pytest.mark.parametrize("name", ["a..b/c", "x" * 5000, "owner/" + "y" * 300, "bad\0name", "../../nowhere/at/all"])
+@pytest.mark.parametrize(
+    "name", ["a..b/c", "x" * 5000, "owner/" + "y" * 300, "bad\0name", "../../nowhere/at/all", "~nobody-here/x"]
+)
 def test_impossible_names_end_in_a_message(name: str) -> None:
     with pytest.raises(ModelError, match="base_model"):
         resolve_base_model(name)
