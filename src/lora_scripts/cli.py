@@ -44,6 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; may be given several times"
     )
+    train.add_argument(
+        "--keep", choices=["best", "last"], help="which saved step becomes the finished file (default: best)"
+    )
     train.set_defaults(run=_train)
 
     sample = commands.add_parser("sample", help="render prompts with LoRA files, or a grid of checkpoints")
@@ -95,7 +98,9 @@ def _label(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from lora_scripts.config_file import load_config
 
-    config, advice = load_config(arguments.config, arguments.set)
+    config, advice = load_config(
+        arguments.config, [*arguments.set, *([f"keep={arguments.keep}"] if arguments.keep else [])]
+    )
     from lora_scripts.train_command import train_command  # after the config is known to be good: it brings torch
 
     return train_command(config, advice)

@@ -193,6 +193,19 @@ class LossSettings(Section):
     """Highest noise level trained."""
 
 
+class ValidationSettings(Section):
+    """How the run judges itself."""
+
+    validation_pictures: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Pictures held out of training to measure the validation loss; which ones follows from their content. auto: about 8 %, 2 to 16, none below 12 pictures."""
+    validate_every: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Measure the validation loss every so many steps; 0 never. auto: at every save, or more seldom, so that it takes at most 3 % of the run."""
+    keep: Literal["best", "last"] = "best"
+    """Which saved step becomes the finished file. best: the last one, unless an earlier one is better by more than the noise of the measurement."""
+    early_stopping: Annotated[int, Field(ge=0)] = 0
+    """End the run after so many measurements in a row without an improvement of the validation loss beyond its noise; 0 never."""
+
+
 class OutputSettings(Section):
     """What is written, and how often."""
 
@@ -232,7 +245,14 @@ class PreviewSettings(Section):
 
 
 class RunConfig(
-    PreviewSettings, OutputSettings, LossSettings, TrainSettings, AdapterSettings, ModelSettings, DataSettings
+    PreviewSettings,
+    OutputSettings,
+    ValidationSettings,
+    LossSettings,
+    TrainSettings,
+    AdapterSettings,
+    ModelSettings,
+    DataSettings,
 ):
     """One training run. Nine keys are enough; see configs/ for commented examples."""
 
@@ -287,6 +307,10 @@ class RunConfig(
                 "sample_seed",
             ):
                 inert(setting, "sample_every is 0")
+        if self.validation_pictures == 0:
+            inert("validate_every", "validation_pictures is 0")
+        if self.validation_pictures == 0 or self.validate_every == 0:
+            inert("early_stopping", "the validation loss is off")
         if self.min_timestep > self.max_timestep:
             faults.append(f"min_timestep: {self.min_timestep} is above max_timestep ({self.max_timestep}).")
         if self.zero_terminal_snr and self.prediction == "epsilon":

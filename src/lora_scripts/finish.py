@@ -62,9 +62,9 @@ class Finish:
         write_lora(folder / f"{name}.safetensors", self._adapter.weights(), metadata, dtype, prefixes)
 
     def export(
-        self, optimizer: torch.optim.Optimizer, previews: Previews, device: torch.device, events: Events
+        self, step: int, optimizer: torch.optim.Optimizer, previews: Previews, device: torch.device, events: Events
     ) -> list[Path]:
-        """`NAME.safetensors` with its card, read back and compared; the written files.
+        """`NAME.safetensors` of the model as it is after `step` steps, with its card, read back and compared; the files.
 
         The trained layers are taken out of the model on the way, so this is the last thing done with it.
 
@@ -77,7 +77,7 @@ class Finish:
         with evaluation_weights(optimizer), self._adapter.strength(1.0):
             weights = self._adapter.weights()
             trained_output = self._probe(device)
-        facts = self._facts(config.name, self._max_steps)
+        facts = self._facts(config.name, step)
         write_lora(path, weights, file_metadata(facts, config.metadata_level), DTYPES[config.save_precision], prefixes)
 
         read_back = verify_file(path, weights, prefixes)
@@ -100,7 +100,7 @@ class Finish:
             activation_text=config.trigger_word or "",
             description=config.description,
             preferred_weight=0.8,
-            notes=f"Trained with lora-scripts on {self._source.title}, {len(self._data.dataset.examples)} pictures, {self._max_steps} steps.",
+            notes=f"Trained with lora-scripts on {self._source.title}, {len(self._data.dataset.examples)} pictures, {step} steps.",
         )
         files = [path, card]
         if previews.last is not None:

@@ -57,9 +57,11 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     from lora_scripts.data.dataset import open_dataset, require_folder
     from lora_scripts.data.encoded import encode_all
     from lora_scripts.data.sampler import StepPlan
+    from lora_scripts.data.split import split
     from lora_scripts.devices import choose_device, choose_dtype
     from lora_scripts.families import family_class
     from lora_scripts.finish import Finish
+    from lora_scripts.judging import make_judge, put_best_back
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.previews import Previews, preview_requests
     from lora_scripts.training.loop import Pauses, train
@@ -99,6 +101,12 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
         events.note(line)
     family.release_encoders()
 
+    # A few pictures are held out, to see whether what is learnt goes beyond the others.
+    every_picture = dataset
+    parts = split(data, config.validation_pictures)
+    data, dataset = parts.train, parts.train.dataset
+    events.note(parts.note)
+
     # The trainable layers, and the order in which examples come.
     adapter = _attach(family, config, events)
     plan = StepPlan(
@@ -118,7 +126,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
 
     # Where an earlier run in the same folder left off.
     finish = Finish(config, source, family, adapter, data, plan, resolution, max_steps, started_at)
-    run_state = Resumable(config, source, dataset, adapter, optimizer, scaler, max_steps, dtype, finish)
+    run_state = Resumable(config, source, every_picture, adapter, optimizer, scaler, max_steps, dtype, finish)
     state = run_state.restore(events)
     previews = Previews(
         family,
@@ -128,8 +136,13 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
         events,
     )
     events.started(_start(config, source, adapter, data, resolution, max_steps, state.step, device, dtype))
+    judge, validate_every = make_judge(
+        config, family, adapter, optimizer, parts, plan, max_steps, state, device, events
+    )
     if state.step == 0:
         previews.render(0)
+        if judge is not None:
+            judge.validate(0)
 
     # Training.
     pauses = Pauses(
@@ -138,14 +151,19 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
         save_every=config.save_steps,
         preview_every=config.preview_every if previews.requests else 0,
         should_stop=should_stop,
+        validate=judge.validate if judge is not None else lambda step: False,
+        validate_every=validate_every,
     )
     complete = train(family, adapter, optimizer, data, plan, config, max_steps, state, pauses, events, device, scaler)
     if not complete:
         events.note(f"Stopped after step {state.step}. Run the same command again to go on from there.", "warning")
         return Outcome(False, dataset, advice=advice)
 
-    # The finished file: written, read back and compared.
-    files = finish.export(optimizer, previews, device, events)
+    # The best saved step becomes the finished file: written, read back and compared.
+    for line in judge.summary() if judge is not None else ():
+        events.note(line)
+    step = put_best_back(config, state, run_state, previews, events)
+    files = finish.export(step, optimizer, previews, device, events)
     events.finished(files)
     return Outcome(True, dataset, files, finish.proofs, advice)
 

@@ -74,6 +74,13 @@ class Previews:
         self.last = Preview(step, [request.prompt for request in self.requests], images)
         self._events.previewed(self.last)
 
+    def repeat(self, step: int) -> None:
+        """Renders once more for a saved step whose weights were put back, for the card; the listeners know it already."""
+        if self.requests:
+            with evaluation_weights(self._optimizer), self._adapter.strength(1.0):
+                images = self._family.sample(self.requests)
+            self.last = Preview(step, [request.prompt for request in self.requests], images)
+
     def infotext(self, number: int, base_model: str) -> str:
         """One request as the WebUI writes it into a picture."""
         from lora_scripts.sampling.denoise import DEFAULT_SAMPLER

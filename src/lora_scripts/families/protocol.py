@@ -9,7 +9,7 @@ Legend for shapes: B batch, C channels, h w latent height and width, L tokens, D
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 if TYPE_CHECKING:
@@ -56,12 +56,19 @@ class Batch:
         keys: the B names that random draws belong to; the same example in another epoch has another key.
         strata: the B parts of 0..1, as (start, width), that noise levels may be drawn from so that those of a whole
             optimizer step are spread evenly; None for independent draws.
+        levels: B prescribed noise levels, each a share 0..1 of the trained range, for measurements; the noise is then
+            plain. None in training.
     """
 
     tensors: Mapping[str, Tensor]
     captions: Sequence[str]
     keys: Sequence[str]
     strata: Sequence[tuple[float, float]] | None = None
+    levels: Sequence[float] | None = None
+
+    def at_levels(self, levels: Sequence[float]) -> Batch:
+        """The same examples at prescribed noise levels."""
+        return replace(self, levels=levels)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -74,7 +81,7 @@ class Loss:
     Attributes:
         total: [] the sum of the per-example losses (images) or per-token losses (text), with gradient.
         count: images or target tokens in `total`.
-        per_example: [B] the examples' own losses, detached, for reports.
+        per_example: [B] the examples' own losses without any weighting, detached, for reports and measurements.
     """
 
     total: Tensor

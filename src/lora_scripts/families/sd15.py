@@ -199,13 +199,18 @@ class StableDiffusion15:
 
         latents = torch.addcmul(mean, std, on_device(draws.normal(keys, shape, "posterior")))
         noise = on_device(draws.normal(keys, shape, "noise"))
-        if config.noise_offset:
+        if config.noise_offset and batch.levels is None:
             offsets = on_device(draws.normal(keys, (shape[0], 1, 1), "offset"))
             noise = offset_noise(noise, offsets, config.noise_offset)
         steps = self.schedule.num_train_timesteps
         strata = batch.strata if config.timestep_sampling == "stratified" else None
         high = min(config.max_timestep + 1, steps)
-        timesteps = on_device(sample_timesteps(draws, keys, steps, low=config.min_timestep, high=high, strata=strata))
+        if batch.levels is None:
+            timesteps = sample_timesteps(draws, keys, steps, low=config.min_timestep, high=high, strata=strata)
+        else:
+            low = config.min_timestep
+            timesteps = torch.tensor([min(low + int(level * (high - low)), high - 1) for level in batch.levels])
+        timesteps = on_device(timesteps)
         noisy_latents = add_noise(self.schedule, latents, noise, timesteps)
         return noisy_latents, training_target(self.schedule, latents, noise, timesteps), timesteps
 

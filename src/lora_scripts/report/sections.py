@@ -23,9 +23,15 @@ _MAX_LEFT_OUT = 200
 _MAX_NOTES = 100
 
 
+_MEMORISING = (
+    " The validation loss is measured with the same noise on the same pictures every time: held-out loss that rises while "
+    "that of training pictures falls means that pictures are learnt by heart."
+)
+
+
 def curves(history: RunHistory) -> Html | None:
     """Loss, learning rate, gradient norm, speed and memory over the steps."""
-    reports = history.reports
+    reports, measured = history.reports, history.validations
     at = [report.step for report in reports]
     marks = [(float(step), "checkpoints") for step, _ in history.checkpoints]
     groups = list(dict.fromkeys(group for report in reports for group in report.learning_rates))
@@ -44,6 +50,19 @@ def curves(history: RunHistory) -> Html | None:
             wide=True,
         )
         if reports
+        else None,
+        line_chart(
+            "Validation loss",
+            "验证损失",
+            [
+                Series("training pictures", [v.step for v in measured], [v.training_loss for v in measured], "second"),
+                Series("held-out pictures", [v.step for v in measured], [v.loss for v in measured]),
+            ],
+            decimal,
+            marks=marks,
+            wide=True,
+        )
+        if measured
         else None,
         line_chart(
             "Learning rate",
@@ -90,7 +109,8 @@ def curves(history: RunHistory) -> Html | None:
         "Curves",
         "训练曲线",
         el("div", charts, class_="charts"),
-        lead="The loss of single steps jumps because every step draws other noise levels; the smoothed curve shows the trend.",
+        lead="The loss of single steps jumps because every step draws other noise levels; the smoothed curve shows the trend."
+        + (_MEMORISING if measured else ""),
     )
 
 

@@ -29,7 +29,15 @@ from lora_scripts.errors import LoraScriptsError, ResumeError, TrainingError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "differences", "list_checkpoints", "newest_checkpoint", "prune_checkpoints", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "differences",
+    "list_checkpoints",
+    "load_checkpoint",
+    "newest_checkpoint",
+    "prune_checkpoints",
+    "save_checkpoint",
+]
 
 FORMAT = 1
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -165,8 +173,16 @@ def newest_checkpoint(output_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, notes
 
 
-def prune_checkpoints(output_dir: Path, keep: int) -> list[Path]:
-    """Removes all but the newest `keep` checkpoints, and never the newest that verifies; the removed folders.
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The checkpoint in `folder`, or None when a file of it is not as its manifest says."""
+    try:
+        return _load(folder) if _fault(folder) is None else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def prune_checkpoints(output_dir: Path, keep: int, protect: int | None = None) -> list[Path]:
+    """Removes all but the newest `keep` checkpoints, never the newest that verifies nor step `protect`; the removed folders.
 
     A folder that cannot be removed costs room, not the run.
     """
@@ -174,7 +190,7 @@ def prune_checkpoints(output_dir: Path, keep: int) -> list[Path]:
     verified = next((folder for folder in reversed(folders) if _fault(folder) is None), None)
     removed = []
     for folder in folders[:-keep]:
-        if folder == verified:
+        if folder == verified or folder.name == f"checkpoint-{protect}":
             continue
         # Renamed first: a removal that is cut off must not leave a folder that looks complete.
         doomed = folder.with_name(folder.name + PARTIAL)

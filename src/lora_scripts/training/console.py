@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from lora_scripts.training.events import Level, Listener, Preview, RunStart, StepReport
+from lora_scripts.training.events import Level, Listener, Preview, RunStart, StepReport, Validation
 from lora_scripts.training.log_file import duration, in_gib, one_line, step_line
 
 if TYPE_CHECKING:
@@ -106,6 +106,12 @@ class ConsoleListener(Listener):
             total=report.max_steps,
             numbers=self._numbers(report),
             eta=time.monotonic() + report.eta_s,
+        )
+
+    def validated(self, validation: Validation) -> None:
+        self._print(
+            f"step {validation.step}: validation loss {validation.loss:.4f} on held-out pictures, "
+            f"{validation.training_loss:.4f} on training pictures"
         )
 
     def previewed(self, preview: Preview) -> None:

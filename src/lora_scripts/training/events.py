@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.training.memory import MemoryReading
 
-__all__ = ["Events", "Listener", "Preview", "RunStart", "StepReport"]
+__all__ = ["Events", "Listener", "Preview", "RunStart", "StepReport", "Validation"]
 
 Level = Literal["info", "warning"]
 
@@ -80,6 +80,30 @@ class Preview:
     images: Sequence[Image]
 
 
+@dataclass(frozen=True)
+class Validation:
+    """The validation loss after `step` steps.
+
+    Attributes:
+        held_out: mean loss of each held-out picture, always in the same order.
+        trained: the same of as many training pictures; the n-th of both are measured with the same noise.
+    """
+
+    step: int
+    held_out: Sequence[float]
+    trained: Sequence[float]
+
+    @property
+    def loss(self) -> float:
+        """Mean over the held-out pictures."""
+        return sum(self.held_out) / len(self.held_out)
+
+    @property
+    def training_loss(self) -> float:
+        """Mean over the training pictures."""
+        return sum(self.trained) / len(self.trained)
+
+
 class Listener:
     """Base of all listeners; every method may be left as it is."""
 
@@ -97,6 +121,9 @@ class Listener:
 
     def stepped(self, report: StepReport) -> None:
         """Numbers of the last few steps."""
+
+    def validated(self, validation: Validation) -> None:
+        """The validation loss was measured."""
 
     def previewed(self, preview: Preview) -> None:
         """Previews were rendered."""
@@ -139,6 +166,10 @@ class Events(Listener):
     def stepped(self, report: StepReport) -> None:
         for listener in self.listeners:
             listener.stepped(report)
+
+    def validated(self, validation: Validation) -> None:
+        for listener in self.listeners:
+            listener.validated(validation)
 
     def previewed(self, preview: Preview) -> None:
         for listener in self.listeners:

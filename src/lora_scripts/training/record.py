@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.training.events import Level, Listener, Preview, RunStart, StepReport
+from lora_scripts.training.events import Level, Listener, Preview, RunStart, StepReport, Validation
 from lora_scripts.training.log_file import AppendFile
 from lora_scripts.training.memory import MemoryReading
 
@@ -73,6 +73,10 @@ class RunRecord(Listener):
             eta_s=report.eta_s,
             memory=[report.memory.current_bytes, report.memory.peak_bytes, report.memory.source],
         )
+
+    def validated(self, validation: Validation) -> None:
+        held_out, trained = list(validation.held_out), list(validation.trained)
+        self._write("validated", step=validation.step, held_out=held_out, trained=trained)
 
     def previewed(self, preview: Preview) -> None:
         names = [f"{self._samples}/{sample_name(preview.step, i + 1)}" for i in range(len(preview.images))]
@@ -173,6 +177,7 @@ class RunHistory:
     Attributes:
         steps, losses: one entry per step, of the same length.
         reports: the readings of every `log_steps` steps: rates, gradient norm, speed, memory, smoothed loss.
+        validations: the validation losses, in order.
         previews: by step, in order.
         checkpoints: (step, name of the folder), in order.
         files: the finished files; empty while the run is not finished.
@@ -189,6 +194,7 @@ class RunHistory:
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     reports: list[StepReport] = field(default_factory=list)
+    validations: list[Validation] = field(default_factory=list)
     previews: dict[int, PreviewFiles] = field(default_factory=dict)
     checkpoints: list[tuple[int, str]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
@@ -249,6 +255,10 @@ class _Parts:
                 history.reports.append(report)
                 history.max_steps = report.max_steps
                 self._tick(entry)
+            case "validated":
+                losses = [[_number(loss) for loss in entry[group]] for group in ("held_out", "trained")]
+                history.validations.append(Validation(int(entry["step"]), *losses))
+                self._tick(entry)
             case "previewed":
                 files = [self._folder / name for name in entry["files"]]
                 history.previews[int(entry["step"])] = PreviewFiles(int(entry["step"]), list(entry["prompts"]), files)
@@ -300,6 +310,8 @@ class _Parts:
         history = self._history
         self._losses = {step: loss for step, loss in self._losses.items() if step <= kept}
         history.reports = [report for report in history.reports if report.step <= kept]
+        # The measurement of the step itself stands before the save, and is not made again.
+        history.validations = [each for each in history.validations if each.step <= kept]
         history.previews = {step: files for step, files in history.previews.items() if step <= kept}
         history.checkpoints = [(step, folder) for step, folder in history.checkpoints if step <= kept]
 

@@ -10,6 +10,7 @@ from lora_scripts.run_lock import require_own_folder
 from lora_scripts.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
+    load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
     refuse_differences,
@@ -33,7 +34,7 @@ FREE_TO_CHANGE = frozenset(
         "train_data_dir", "metadata_path", "exclude", "cache_dir", "base_model", "allow_download", "device", "num_workers",
         "gradient_checkpointing", "output_dir", "output_name", "save_steps", "keep_checkpoints", "log_steps",
         "save_precision", "metadata_level", "description", "sample_prompts", "sample_every", "sample_negative_prompt",
-        "sample_steps", "sample_guidance", "sample_seed", "epochs", "max_steps",
+        "sample_steps", "sample_guidance", "sample_seed", "epochs", "max_steps", "keep",
     }
 )  # fmt: skip
 """Settings that do not shape the weights by themselves: data and base model are compared by content, steps by number."""
@@ -105,6 +106,15 @@ class Resumable:
         events.note(f"Resuming after step {state.step}, from {folder}.")
         return state
 
+    def put_back(self, step: int) -> bool:
+        """Loads weights and moments of a saved step; false, and nothing is changed, when its checkpoint is damaged."""
+        checkpoint = load_checkpoint(self._config.output_dir / f"checkpoint-{step}")
+        if checkpoint is None:
+            return False
+        self._adapter.load_state_dict(checkpoint.adapter)
+        load_optimizer_state(self._optimizer, checkpoint.optimizer_tensors, checkpoint.optimizer_state)
+        return True
+
     def save(self, state: LoopState, events: Events) -> None:
         """Writes `checkpoint-N` with the loadable LoRA of that step in it, and removes the oldest if asked to.
 
@@ -133,5 +143,5 @@ class Resumable:
                 return  # resumed at the last step: it is already there, whole
         folder = save_checkpoint(self._config.output_dir, checkpoint, write_lora)
         if self._config.keep_checkpoints is not None:
-            prune_checkpoints(self._config.output_dir, self._config.keep_checkpoints)
+            prune_checkpoints(self._config.output_dir, self._config.keep_checkpoints, protect=state.best_step)
         events.saved(state.step, folder)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.training.events import Listener, Preview, RunStart, StepReport
+from lora_scripts.training.events import Listener, Preview, RunStart, StepReport, Validation
 from lora_scripts.training.log_file import AppendFile, one_line
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class TensorBoardListener(Listener):
     """Writes one event file per start into `log_dir`; a resumed run's curves join the older ones.
 
     Tags: loss/train (every step), loss/smoothed, lr/<group>, grad_norm, speed/images_per_s, memory/current_gib and
-    memory/peak_gib; preview/<n> pictures with their prompts as texts; config, run and captions as texts.
+    memory/peak_gib; validation/held_out, validation/training, validation/gap; preview/<n> pictures with their prompts as texts; config, run and captions as texts.
     """
 
     def __init__(self, log_dir: Path) -> None:
@@ -67,6 +67,14 @@ class TensorBoardListener(Listener):
             ],
             first_new=first,
         )
+
+    def validated(self, validation: Validation) -> None:
+        scalars = {
+            "validation/held_out": validation.loss,
+            "validation/training": validation.training_loss,
+            "validation/gap": validation.loss - validation.training_loss,
+        }
+        self._add((_scalar(tag, value, validation.step) for tag, value in scalars.items()), validation.step)
 
     def previewed(self, preview: Preview) -> None:
         events: list[Any] = []

@@ -1,0 +1,172 @@
+"""The validation loss: the same noise on the same pictures at every measurement, so that only the adapter differs.
+
+The loss of training steps says little: it moves with the noise levels that a step happens to draw. Here a few held-out
+pictures and as many training pictures are measured at fixed (noise level, noise) pairs. Held-out loss that rises while
+training loss falls means that the pictures are learnt by heart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from lora_scripts.data.captions import CaptionSettings
+from lora_scripts.data.sampler import Sample
+from lora_scripts.families.protocol import ModelFamily
+from lora_scripts.training.draws import Draws
+from lora_scripts.training.events import Validation
+from lora_scripts.training.optimizers import evaluation_weights
+
+if TYPE_CHECKING:
+    from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.data.encoded import EncodedDataset
+    from lora_scripts.data.split import Split
+
+__all__ = ["Estimate", "ValidationPlan", "Validator", "memorised", "paired", "plan_validation"]
+
+LARGEST_SHARE = 0.03
+"""Of the run's time, for all measurements together."""
+FORWARD_SHARE = 1 / 3
+"""A forward pass costs about a third of a training step on the same pictures."""
+MOST_PAIRS, ENOUGH_PAIRS = 16, 4
+MEASURED_SEED = 20_240
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over pictures and its standard error; the error is infinite for a single picture."""
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} ± {self.error:.4f}" if math.isfinite(self.error) else f"{self.mean:+.4f}"
+
+
+def paired(now: Sequence[float], then: Sequence[float]) -> Estimate:
+    """The mean difference now - then, picture by picture: what pictures have in common cancels out."""
+    changes = [a - b for a, b in zip(now, then, strict=True)]
+    error = stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.inf
+    return Estimate(fmean(changes), error)
+
+
+def memorised(now: Validation, first: Validation) -> Estimate:
+    """By how much the gap between held-out and training pictures has grown since before the first step."""
+    return paired(
+        [h - t for h, t in zip(now.held_out, now.trained, strict=True)],
+        [h - t for h, t in zip(first.held_out, first.trained, strict=True)],
+    )
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """When to measure and how often; `every` 0 means never.
+
+    Attributes:
+        num_pairs: (noise level, noise) pairs per picture.
+        share: of the run's time that the measurements take, estimated.
+    """
+
+    every: int
+    num_pairs: int
+    share: float
+
+
+def plan_validation(
+    wanted: int | Literal["auto"], num_held_out: int, max_steps: int, step_size: float, save_steps: int
+) -> ValidationPlan:
+    """Measures at every save if that is affordable, more seldom if not, with as many pairs as the budget allows.
+
+    A period that the user wrote is kept; its cost is then bounded by the number of pairs alone, with one at least.
+    """
+    if not num_held_out or wanted == 0:
+        return ValidationPlan(0, 0, 0.0)
+    run = max_steps * step_size / FORWARD_SHARE  # in forward passes of one picture
+
+    def cost(every: int, num_pairs: int) -> float:
+        times = 1 + -(-max_steps // every)  # before the first step, every so often, and at the end
+        return times * 2 * num_held_out * num_pairs / run
+
+    if wanted != "auto":
+        pairs = max((n for n in range(1, MOST_PAIRS + 1) if cost(wanted, n) <= LARGEST_SHARE), default=1)
+        return ValidationPlan(wanted, pairs, cost(wanted, pairs))
+    periods = [save_steps * k for k in range(1, -(-max_steps // save_steps) + 1)]
+    for fewest in (ENOUGH_PAIRS, 1):
+        for every in periods:
+            pairs = max((n for n in range(fewest, MOST_PAIRS + 1) if cost(every, n) <= LARGEST_SHARE), default=0)
+            if pairs:
+                return ValidationPlan(every, pairs, cost(every, pairs))
+    return ValidationPlan(0, 0, 0.0)
+
+
+class Validator:
+    """Measures the model as it is; draws nothing from any generator and leaves weights and moments alone."""
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        adapter: Adapter,
+        optimizer: torch.optim.Optimizer,
+        split: Split,
+        plan: ValidationPlan,
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        assert split.held_out is not None
+        self._family, self._adapter, self._optimizer = family, adapter, optimizer
+        self._held_out, self._train, self._reference = split.held_out, split.train, split.reference
+        self._num_pairs, self._batch_size, self._device = plan.num_pairs, batch_size, device
+
+    def measure(self, step: int) -> Validation:
+        """Plain mean squared errors, one per picture: no loss weights, no caption dropout, no adapter dropout."""
+        held_out = self._losses(self._held_out, range(len(self._held_out.dataset.examples)))
+        trained = self._losses(self._train, self._reference)
+        return Validation(step, held_out, trained)
+
+    @torch.no_grad()
+    def _losses(self, data: EncodedDataset, indices: Sequence[int]) -> list[float]:
+        """The mean loss of each picture over all pairs; the n-th picture of either group gets the n-th noise."""
+        plain = _as_written(data)
+        # (place, sample) of every pair, shapes together, so that batches are full.
+        pairs = [
+            (place, Sample(index, f"validation/{place}/{pair}"), (pair + 0.5) / self._num_pairs)
+            for place, index in enumerate(indices)
+            for pair in range(self._num_pairs)
+        ]
+        pairs.sort(key=lambda item: data.dataset.examples[item[1].index].fit.bucket)
+        sums = [0.0] * len(indices)
+        with evaluation_weights(self._optimizer), self._adapter.strength(1.0):
+            for group in _groups(pairs, data, self._batch_size):
+                batch = plain.batch([sample for _, sample, _ in group], self._device)
+                batch = batch.at_levels([level for _, _, level in group])
+                losses = self._family.loss(batch, Draws(MEASURED_SEED)).per_example.tolist()
+                for (place, _, _), loss in zip(group, losses, strict=True):
+                    sums[place] += loss
+        return [total / self._num_pairs for total in sums]
+
+
+def _as_written(data: EncodedDataset) -> EncodedDataset:
+    """The data set without mirroring, and with one fixed text per picture."""
+    from dataclasses import replace
+
+    settings: CaptionSettings = replace(data.captions, dropout=0.0, variants=1 if data.captions.variants else None)
+    if data.captions.shuffle and settings.variants is None:
+        settings = replace(settings, shuffle=False)  # not encoded ahead, so the text as written can be used
+    return replace(data, flip=False, captions=settings)
+
+
+def _groups(
+    pairs: Sequence[tuple[int, Sample, float]], data: EncodedDataset, most: int
+) -> list[list[tuple[int, Sample, float]]]:
+    groups: list[list[tuple[int, Sample, float]]] = []
+    for item in pairs:
+        shape = data.dataset.examples[item[1].index].fit.bucket
+        if not groups or len(groups[-1]) == most or data.dataset.examples[groups[-1][0][1].index].fit.bucket != shape:
+            groups.append([])
+        groups[-1].append(item)
+    return groups
