@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +28,10 @@ _STARTS = (
     (b"%PDF-", "pdf"),
     (b"(dp", "pickle"),
     (b"(lp", "pickle"),
-    (b"c__builtin__", "pickle"),
-    (b"ccopy_reg", "pickle"),
-    (b"cposix", "pickle"),
-    (b"cos\n", "pickle"),
 )
+
+_OLDEST_PICKLE = re.compile(rb"c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n(?:\(|p[0-9])")
+"""Protocol 0, which is text: a module, a name in it, and the beginning of its arguments."""
 
 FILE_KINDS: Mapping[str, tuple[str, str]] = {
     "empty": ("the file is empty", "Download it again; the last attempt was broken off or the disk was full."),
@@ -91,7 +91,7 @@ def looks_like(path: Path | str) -> str:
             return kind
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "image"
-    if head[0] == 0x80 and len(head) > 1 and head[1] <= 5:
+    if _OLDEST_PICKLE.match(head) or (head[0] == 0x80 and len(head) > 1 and head[1] <= 5):
         return "pickle"
     if head.startswith(b"PK\x03\x04"):
         return "pickle" if _zip_holds_pickle(Path(path), head) else "archive"

@@ -117,7 +117,14 @@ def test_every_kind_of_fake_has_a_test() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [torch_zip(), torch_zip()[:500], pickle.dumps([1], protocol=2), b"(dp0\nS'a'\np1\nI1\ns."]
+    "content",
+    [
+        torch_zip(),
+        torch_zip()[:500],
+        pickle.dumps([1], protocol=2),
+        b"(dp0\nS'a'\np1\nI1\ns.",
+        b"cnumpy.core\nload\n(tR.",
+    ],
 )
 def test_pickles_are_told_by_content_also_when_cut(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.safetensors"
