@@ -5,24 +5,18 @@ One process each resolves all models of the fake hub, with a token in its enviro
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 from safetensors.torch import save
 
+from helpers.fake_hub import COMMIT, TOKEN, Hub, environment, serving
 from lora_scripts.models.hub import pick_weights
 
-TOKEN = "hf_" + "secretsecret" * 3
-COMMIT = "1" * 40
 LARGE = save({"weight": torch.randn(2500, 2500)})
 """25 MB: the client keeps what came of a broken download in pieces of 10 MB."""
 WEIGHTS = {part: save({"weight": torch.randn(300, 300)}) for part in ("unet", "vae", "text_encoder")}
@@ -51,82 +45,13 @@ REPOSITORIES = {
     "u/failing-later": model_files(),
 }
 STATUSES = {"u/gated": 401, "u/forbidden": 403, "u/none": 404, "u/busy": 429, "u/down": 500}
-
-
-class FakeHub(BaseHTTPRequestHandler):
-    log: ClassVar[list[tuple[str, str, str | None]]] = []
-    dropped: ClassVar[set[str]] = set()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        FakeHub.log.append((self.command, self.path, self.headers.get("Range")))
-        path = self.path.partition("?")[0].removeprefix("/api/models").strip("/")
-        repo, rest = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:])
-        if repo in STATUSES:
-            self.reply(STATUSES[repo], json.dumps({"error": "no"}).encode())
-        elif rest.startswith("resolve/"):
-            self.send_file(repo, rest.split("/", 2)[2], body)
-        else:
-            siblings = [
-                {
-                    "rfilename": name,
-                    "size": len(content),
-                    "blobId": hashlib.sha1(content).hexdigest(),
-                    **lfs(name, content),
-                }
-                for name, content in REPOSITORIES[repo].items()
-            ]
-            self.reply(200, json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode())
-
-    def send_file(self, repo: str, name: str, body: bool) -> None:
-        content = REPOSITORIES[repo][name]
-        if repo == "u/failing-later" and name.startswith("vae/") and body:
-            self.reply(503, b"")
-            return
-        etag = lfs(name, content)["lfs"]["sha256"] if lfs(name, content) else hashlib.sha1(content).hexdigest()
-        if repo == "u/damaged" and name.startswith("unet/diffusion"):
-            content = content[:-1] + bytes([content[-1] ^ 1])
-        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        start = 0
-        if body and (asked := self.headers.get("Range")):
-            start = int(asked.removeprefix("bytes=").partition("-")[0])
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        drop = body and repo == "u/drops" and name.startswith("unet/diffusion") and name not in FakeHub.dropped
-        stop = len(content) * 9 // 10 if drop else len(content)
-        self.reply(206 if start else 200, content[start:], headers, body=body, send=stop - start)
-        if drop:
-            FakeHub.dropped.add(name)
-            self.close_connection = True
-
-    def reply(
-        self,
-        status: int,
-        content: bytes,
-        headers: dict[str, str] | None = None,
-        body: bool = True,
-        send: int | None = None,
-    ) -> None:
-        self.send_response(status)
-        for key, value in (headers or {}).items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content[:send])
-
-
-def lfs(name: str, content: bytes) -> dict[str, dict]:
-    if not name.endswith((".safetensors", ".bin")):
-        return {}
-    return {"lfs": {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}}
+HUB = Hub(
+    REPOSITORIES,
+    STATUSES,
+    drops={"u/drops": "unet/diffusion"},
+    damages={"u/damaged": "unet/diffusion"},
+    fails={"u/failing-later": "vae/"},
+)
 
 
 SCRIPT = """
@@ -143,19 +68,13 @@ for name in sys.argv[1:]:
 
 
 def resolve_in_process(names: list[str], endpoint: str, home: Path) -> tuple[dict[str, list[str]], str]:
-    environment = os.environ | {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home),
-        "HF_TOKEN": TOKEN,
-        "LORA_SCRIPTS_CACHE": str(home / "ours"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONPATH": str(Path(__file__).parents[3] / "src"),
-        "NO_PROXY": "*",
-    }
-    for unwanted in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_OFFLINE"):
-        environment.pop(unwanted, None)
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *names], env=environment, capture_output=True, text=True, timeout=240, cwd=home
+        [sys.executable, "-c", SCRIPT, *names],
+        env=environment(endpoint, home),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=home,
     )
     results: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
@@ -166,14 +85,8 @@ def resolve_in_process(names: list[str], endpoint: str, home: Path) -> tuple[dic
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]], str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        endpoint = f"http://127.0.0.1:{server.server_port}"
+    with serving(HUB) as endpoint:
         return resolve_in_process([*REPOSITORIES, *STATUSES], endpoint, tmp_path_factory.mktemp("hub"))
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_a_model_is_fetched_once_asked_and_nothing_beside_it(answers: tuple) -> None:
@@ -181,7 +94,7 @@ def test_a_model_is_fetched_once_asked_and_nothing_beside_it(answers: tuple) -> 
     assert kind == "ok"
     for name in ("model_index.json", "unet/config.json", "vae/diffusion_pytorch_model.safetensors"):
         assert (Path(path) / name).read_bytes() == REPOSITORIES["u/fine"][name]
-    fetched = {path for command, path, _ in FakeHub.log if command == "GET" and path.startswith("/u/fine/resolve")}
+    fetched = {path for command, path, _ in HUB.log if command == "GET" and path.startswith("/u/fine/resolve")}
     assert not any("fp16" in path or "README" in path for path in fetched)
     assert len(fetched) == 6
 
@@ -190,9 +103,7 @@ def test_a_download_that_breaks_at_90_percent_goes_on_there(answers: tuple) -> N
     kind, path = answers[0]["u/drops"]
     assert kind == "ok"
     assert (Path(path) / "unet/diffusion_pytorch_model.safetensors").read_bytes() == LARGE
-    ranges = [
-        asked for _, path, asked in FakeHub.log if path.startswith("/u/drops/resolve") and "unet/diffusion" in path
-    ]
+    ranges = [asked for _, path, asked in HUB.log if path.startswith("/u/drops/resolve") and "unet/diffusion" in path]
     starts = [int(asked.removeprefix("bytes=").partition("-")[0]) for asked in ranges if asked]
     assert starts
     assert max(starts) >= 20_000_000
@@ -229,7 +140,7 @@ def test_each_refusal_ends_in_its_own_message(answers: tuple, name: str, message
 
 
 def test_weights_of_an_untrained_family_are_not_fetched(answers: tuple) -> None:
-    assert not any("safetensors" in path for _, path, _ in FakeHub.log if path.startswith("/u/sdxl/"))
+    assert not any("safetensors" in path for _, path, _ in HUB.log if path.startswith("/u/sdxl/"))
 
 
 def test_the_token_is_never_shown(answers: tuple) -> None:
