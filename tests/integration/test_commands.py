@@ -58,6 +58,7 @@ def test_train_py_runs_from_any_folder_and_ends_well(settings: Callable[..., dic
     assert "<lora:run:0.8>" in done.stdout
 
 
+@pytest.mark.fault(21)
 def test_mistake_in_the_settings_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text("train_data_dir: pictures\nbase_model: x.safetensors\noutput_dir: out\nlora_rnak: 8\n", "utf-8")
@@ -67,6 +68,7 @@ def test_mistake_in_the_settings_is_one_message_and_exit_code_2(tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault(22)
 def test_model_that_is_a_web_page_is_exit_code_2_without_traceback(
     settings: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,6 +113,7 @@ class TestInOneProcess:
         assert len(rows(tmp_path / "metadata.csv")) == 8
         assert not (pictures / "metadata.csv").exists()
 
+    @pytest.mark.fault(7)
     def test_row_7_a_bad_picture_ends_with_3_and_its_reason(self, capsys, pictures: Path, models: Path) -> None:
         whole = (pictures / "img0.png").read_bytes()
         (pictures / "cut [1].png").write_bytes(whole[: len(whole) // 2])
@@ -122,6 +123,7 @@ class TestInOneProcess:
         assert "  cut [1].png: cannot be decoded (truncated file)." in out
         assert len(rows(pictures / "metadata.csv")) == 8
 
+    @pytest.mark.fault(7)
     def test_with_bad_pictures_alone_it_ends_with_2(self, capsys, tmp_path: Path, models: Path) -> None:
         (tmp_path / "bad").mkdir()
         (tmp_path / "bad" / "a.png").touch()

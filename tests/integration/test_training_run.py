@@ -61,6 +61,7 @@ def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
+@pytest.mark.fault(7)
 def test_run_leaves_everything_it_promises(settings: Settings, pictures: Path) -> None:
     (pictures / "broken.png").write_bytes((pictures / "01.png").read_bytes()[:200])
     table = pictures / "metadata.csv"
@@ -272,6 +273,7 @@ def test_target_that_matches_nothing_is_said(settings: Settings) -> None:
         train(settings(target_modules=["to_q", "to_qq"]))
 
 
+@pytest.mark.fault(21)
 def test_rank_above_layer_size_is_said(settings: Settings) -> None:
     with pytest.raises(Exception, match="lora_rank"):
         train(settings(lora_rank=512))

@@ -63,6 +63,7 @@ def test_other_dtypes_pass_within_their_own_rounding(tmp_path: Path, weights: di
     assert found.relative_error < (1e-7 if dtype == torch.float32 else 1e-2)
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -79,6 +80,7 @@ def test_each_changed_tensor_is_found_and_called_failed(path: Path, weights: dic
         verify_file(path, weights)
 
 
+@pytest.mark.fault(28)
 def test_missing_and_strange_keys_are_found(path: Path, weights: dict) -> None:
     tensors = load_file(path)
     name = next(key for key in tensors if key.endswith(".alpha"))
@@ -90,6 +92,7 @@ def test_missing_and_strange_keys_are_found(path: Path, weights: dict) -> None:
         verify_file(path, weights)
 
 
+@pytest.mark.fault(28)
 def test_lora_that_changes_nothing_is_a_failure(tmp_path: Path, weights: dict) -> None:
     zero = {name: replace(lora, lora_B=torch.zeros_like(lora.lora_B)) for name, lora in weights.items()}
     write_lora(tmp_path / "a.safetensors", zero, {}, torch.float16)
@@ -97,6 +100,7 @@ def test_lora_that_changes_nothing_is_a_failure(tmp_path: Path, weights: dict) -
         verify_file(tmp_path / "a.safetensors", zero)
 
 
+@pytest.mark.fault(28)
 def test_training_lost_in_fp16_is_a_failure_and_fp32_keeps_it(tmp_path: Path, weights: dict) -> None:
     small = {name: replace(lora, lora_B=lora.lora_B * 3e-8) for name, lora in weights.items()}
     write_lora(tmp_path / "half.safetensors", small, {}, torch.float16)
@@ -106,6 +110,7 @@ def test_training_lost_in_fp16_is_a_failure_and_fp32_keeps_it(tmp_path: Path, we
     assert verify_file(tmp_path / "full.safetensors", small).relative_error < 1e-7
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"\0" * len(data), lambda data: b""])
 def test_file_that_cannot_be_read_back_is_a_failure(path: Path, weights: dict, damage) -> None:
     path.write_bytes(damage(path.read_bytes()))
@@ -152,6 +157,7 @@ def test_effect_is_compared_beside_a_peft_adapter_that_is_switched_off(path: Pat
     assert effect.relative_difference < 5e-3
 
 
+@pytest.mark.fault(28)
 def test_file_with_another_effect_is_a_failure(path: Path, weights: dict) -> None:
     parts = tiny_parts()
     edit(path, attn1_to_v__lora_up__weight=lambda t: -t)
@@ -159,6 +165,7 @@ def test_file_with_another_effect_is_a_failure(path: Path, weights: dict) -> Non
         verify_effect(path, components(parts), lambda: probe(parts), trained_output(weights))
 
 
+@pytest.mark.fault(28)
 def test_file_without_effect_is_a_failure(path: Path, weights: dict) -> None:
     parts = tiny_parts()
     save_file({key: t * 0 if key.endswith("up.weight") else t for key, t in load_file(path).items()}, path)
@@ -183,6 +190,7 @@ def test_model_is_untouched_after_the_comparison(path: Path) -> None:
     assert torch.equal(probe(parts), before)
 
 
+@pytest.mark.fault(28)
 def test_file_of_another_model_is_a_failure(path: Path) -> None:
     parts = tiny_parts()
     with (

@@ -43,6 +43,7 @@ def test_nine_keys_are_enough(tmp_path: Path) -> None:
     assert advice == []
 
 
+@pytest.mark.fault(21)
 def test_number_written_as_text_is_a_number(tmp_path: Path) -> None:
     config, _ = load_config(write(tmp_path, NINE_KEYS.replace("2e-4", '"1e-4"')))
     assert config.learning_rate == 1e-4
@@ -57,11 +58,13 @@ def test_resolution_spellings(tmp_path: Path, written: str, size: tuple[int, int
     assert config.resolution == size
 
 
+@pytest.mark.fault(21)
 def test_unknown_key_names_line_and_nearest_setting(tmp_path: Path) -> None:
     faults = faults_of(tmp_path, NINE_KEYS.replace("lora_rank", "lora_rnak"))
     assert faults == [f"{tmp_path / 'my.yaml'} line 4: lora_rnak: no such setting. Did you mean lora_rank?"]
 
 
+@pytest.mark.fault(21)
 def test_all_faults_come_at_once(tmp_path: Path) -> None:
     text = (
         NINE_KEYS.replace("batch_size: 4", "batch_size: -4").replace("2e-4 ", ".nan ")
@@ -78,6 +81,7 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
         assert part in faults
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize(
     ("line", "text"),
     [
@@ -99,24 +103,29 @@ def test_settings_that_contradict_or_do_nothing_are_refused(tmp_path: Path, line
     assert any(text in fault for fault in faults_of(tmp_path, base + line + "\n"))
 
 
+@pytest.mark.fault(21)
 def test_missing_keys_are_named_together(tmp_path: Path) -> None:
     faults = faults_of(tmp_path, "lora_rank: 8\n")
     assert [fault.split(": ")[1] for fault in faults] == ["train_data_dir", "base_model", "output_dir"]
 
 
+@pytest.mark.fault(21)
 def test_key_set_twice_is_refused(tmp_path: Path) -> None:
     assert "line 10: lora_rank: is set twice, first in line 4" in faults_of(tmp_path, NINE_KEYS + "lora_rank: 16\n")[0]
 
 
+@pytest.mark.fault(21)
 def test_alias_bomb_is_refused(tmp_path: Path) -> None:
     bomb = "a: &a [x, x]\nb: &b [*a, *a]\n"
     assert "aliases" in faults_of(tmp_path, bomb)[0]
 
 
+@pytest.mark.fault(21)
 def test_ten_megabytes_are_refused_unread(tmp_path: Path) -> None:
     assert "10,000,000 bytes" in faults_of(tmp_path, b"#" * 10_000_000)[0]
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -144,10 +153,12 @@ def test_overrides_win(tmp_path: Path) -> None:
     assert (config.max_steps, config.learning_rate, config.sample_prompts) == (20, 1e-3, ["a", "b"])
 
 
+@pytest.mark.fault(21)
 def test_override_without_value_is_explained(tmp_path: Path) -> None:
     assert "write key=value" in faults_of(tmp_path, NINE_KEYS, "max_steps")[0]
 
 
+@pytest.mark.fault(21)
 def test_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
     write(tmp_path, NINE_KEYS)
     with pytest.raises(ConfigError, match=r"Did you mean my\.yaml"):

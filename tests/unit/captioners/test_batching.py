@@ -83,6 +83,7 @@ def test_pictures_come_in_order_and_copies_are_decoded_once(tmp_path: Path) -> N
     assert sum(picture.prepared is None for picture in pictures) == 6
 
 
+@pytest.mark.fault(7)
 def test_row_7_a_damaged_picture_is_handed_on_with_its_fault(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()

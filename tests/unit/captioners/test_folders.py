@@ -111,6 +111,7 @@ class Harmful:
         return os.mkdir, (str(self.mark),)
 
 
+@pytest.mark.fault(22)
 def test_pickled_weights_are_never_opened(blip: Path, tmp_path: Path) -> None:
     shutil.copytree(blip, tmp_path / "old", ignore=shutil.ignore_patterns("*.safetensors"))
     payload = pickle.dumps(Harmful(tmp_path / "opened"))
@@ -125,6 +126,7 @@ def test_pickled_weights_are_never_opened(blip: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "opened").exists()
 
 
+@pytest.mark.fault(22)
 def test_code_in_a_model_folder_is_never_run(blip: Path, tmp_path: Path) -> None:
     shutil.copytree(blip, tmp_path / "custom")
     config = json.loads((tmp_path / "custom" / "config.json").read_text())
@@ -138,6 +140,7 @@ def test_code_in_a_model_folder_is_never_run(blip: Path, tmp_path: Path) -> None
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.fault(22)
 def test_half_a_download_is_recognised(blip: Path, tmp_path: Path) -> None:
     shutil.copytree(blip, tmp_path / "half")
     weights = tmp_path / "half" / "model.safetensors"
@@ -146,6 +149,7 @@ def test_half_a_download_is_recognised(blip: Path, tmp_path: Path) -> None:
         load(str(tmp_path / "half"))
 
 
+@pytest.mark.fault(22)
 def test_another_kind_of_model_is_called_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"is a clip model by its config\.json, and a BLIP captioning model is needed"):
         load(str(write_clip(tmp_path / "clip")))
@@ -153,6 +157,7 @@ def test_another_kind_of_model_is_called_by_its_name(tmp_path: Path) -> None:
         load(str(write_blip(tmp_path / "matching", matching=True)))
 
 
+@pytest.mark.fault(22)
 def test_a_mistyped_folder_gets_the_nearest_name(blip: Path) -> None:
     with pytest.raises(ModelError, match=r"blep: no such folder\. Did you mean blip\?"):
         load(str(blip.with_name("blep")))
@@ -160,6 +165,7 @@ def test_a_mistyped_folder_gets_the_nearest_name(blip: Path) -> None:
         load(str(blip / "config.json"))
 
 
+@pytest.mark.fault(24)
 def test_a_hub_id_is_found_in_the_cache_alone(blip: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no hub model of that name on this machine\. Either add --download"):
         load("someone/some-blip")
@@ -175,6 +181,7 @@ def test_a_cached_model_without_safetensors_says_so(blip: Path, tmp_path: Path) 
         load("someone/some-blip")
 
 
+@pytest.mark.fault(24)
 def test_a_failed_download_tells_the_kind_of_fault_and_no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(

@@ -242,6 +242,7 @@ def test_rows_and_columns_of_others_stay(options: LabelOptions) -> None:
     assert len(table) == 8
 
 
+@pytest.mark.fault(19)
 def test_row_19_a_gbk_table_is_kept_as_it_was_beside_the_new_one(options: LabelOptions) -> None:
     data = "filename,prompt\nimg0.png,一只猫，坐着\n".encode("gbk")
     options.output.write_bytes(data)
@@ -250,6 +251,8 @@ def test_row_19_a_gbk_table_is_kept_as_it_was_beside_the_new_one(options: LabelO
     assert options.output.with_name("metadata.csv.bak").read_bytes() == data
 
 
+@pytest.mark.fault(7)
+@pytest.mark.fault(20)
 def test_row_7_and_20_bad_files_are_skipped_and_listed_with_reasons(options: LabelOptions) -> None:
     whole = (options.folder / "img0.png").read_bytes()
     (options.folder / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -264,6 +267,7 @@ def test_row_7_and_20_bad_files_are_skipped_and_listed_with_reasons(options: Lab
     assert "cut.png" not in rows(options)
 
 
+@pytest.mark.fault(7)
 def test_with_damaged_pictures_alone_no_model_is_loaded(options: LabelOptions) -> None:
     run(options)
     (options.folder / "empty.jpg").touch()
@@ -286,6 +290,7 @@ def test_copies_are_captioned_once(options: LabelOptions, monkeypatch: pytest.Mo
     assert rows(options)["copy1.png"] == rows(options)["sub/copy2.png"] == rows(options)["img3.png"]
 
 
+@pytest.mark.fault(7)
 def test_copies_of_a_damaged_picture_fail_with_its_reason(options: LabelOptions) -> None:
     whole = (options.folder / "img0.png").read_bytes()
     for name in ("x1.png", "x2.png", "x3.png"):
@@ -295,6 +300,7 @@ def test_copies_of_a_damaged_picture_fail_with_its_reason(options: LabelOptions)
     assert all("truncated" in failure.reason for failure in result.failures)
 
 
+@pytest.mark.fault(18)
 def test_row_18_awkward_names_are_labelled_once_and_found_again(options: LabelOptions) -> None:
     names = [
         "猫 咪.png",
@@ -320,6 +326,7 @@ def test_row_18_awkward_names_are_labelled_once_and_found_again(options: LabelOp
     assert (again.num_kept, again.num_human, again.num_written) == (18, 0, 0)
 
 
+@pytest.mark.fault(18)
 @pytest.mark.skipif(os.name == "nt", reason="Windows names are always Unicode")
 def test_row_18_a_name_that_is_no_unicode_is_listed_and_the_rest_is_labelled(options: LabelOptions) -> None:
     try:
@@ -443,6 +450,7 @@ def test_review_starts_with_the_most_doubtful_and_skips_what_a_person_wrote(opti
     ]
 
 
+@pytest.mark.fault(8)
 def test_a_replaced_picture_is_noticed(options: LabelOptions) -> None:
     run(options)
     Image.new("RGB", (300, 300)).save(options.folder / "img2.png")

@@ -54,6 +54,7 @@ def test_every_listed_format_gives_its_pixels(tmp_path: Path, name: str) -> None
     assert np.abs(pixels(read)[4:12, 4:20] - pixels(picture())[4:12, 4:20]).max() <= tolerance
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
 def test_row_20_exif_turn_is_applied_to_pixels_and_to_size(tmp_path: Path, kind: str, orientation: int) -> None:
@@ -79,6 +80,7 @@ def test_row_20_exif_turn_is_applied_to_pixels_and_to_size(tmp_path: Path, kind:
     assert np.abs(pixels(read) - pixels(upright)).mean() < 2
 
 
+@pytest.mark.fault(20)
 def test_orientation_behind_the_pixels_of_a_png_counts_for_the_size_too(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     picture().save(buffer, "PNG")
@@ -91,6 +93,7 @@ def test_orientation_behind_the_pixels_of_a_png_counts_for_the_size_too(tmp_path
     assert image_size(tmp_path / "late.png") == read_image(tmp_path / "late.png").size == (32, 48)
 
 
+@pytest.mark.fault(20)
 def test_row_20_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64 * 16).astype(np.uint16).reshape(16, 64)
     for name in ("a.png", "a.tif"):
@@ -100,12 +103,14 @@ def test_row_20_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
         assert np.array_equal(read[..., 0], read[..., 2])
 
 
+@pytest.mark.fault(20)
 def test_row_20_16_bit_colour_is_scaled(tmp_path: Path) -> None:
     row = b"\x00" + b"".join(struct.pack(">HHH", 0xFFFF, 0x8000, 0x0100) for _ in range(16))
     (tmp_path / "a.png").write_bytes(png(header(16, 16, depth=16), (b"IDAT", zlib.compress(row * 16)), (b"IEND", b"")))
     assert np.abs(pixels(read_image(tmp_path / "a.png")) - [255, 128, 1]).max() <= 1
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("scale", [1.0, 255.0, 65535.0])
 def test_row_20_floating_point_grey_keeps_its_range(tmp_path: Path, scale: float) -> None:
     ramp = np.linspace(0, scale, 64 * 16, dtype=np.float32).reshape(16, 64)
@@ -114,12 +119,14 @@ def test_row_20_floating_point_grey_keeps_its_range(tmp_path: Path, scale: float
     assert np.abs(read - np.linspace(0, 255, 64 * 16).reshape(16, 64)).max() <= 1
 
 
+@pytest.mark.fault(20)
 def test_floating_point_without_finite_numbers_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((16, 16), np.nan, np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match="damaged file"):
         read_image(tmp_path / "a.tif")
 
 
+@pytest.mark.fault(20)
 def test_row_20_cmyk_is_converted(tmp_path: Path) -> None:
     picture().convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     assert np.abs(pixels(read_image(tmp_path / "a.jpg"))[4:12, 4:20] - pixels(picture())[4:12, 4:20]).max() < 40
@@ -142,11 +149,13 @@ def test_colours_follow_the_embedded_profile(tmp_path: Path) -> None:
     assert pixels(read_image(tmp_path / "swapped.png"))[0, 0] == pytest.approx([30, 30, 220], abs=3)
 
 
+@pytest.mark.fault(20)
 def test_a_damaged_profile_costs_no_picture(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), (90, 90, 90)).save(tmp_path / "a.png", icc_profile=b"no profile at all" * 20)
     assert pixels(read_image(tmp_path / "a.png"))[0, 0].tolist() == [90, 90, 90]
 
 
+@pytest.mark.fault(20)
 def test_row_20_transparency_lies_on_white(tmp_path: Path) -> None:
     see_through = picture().convert("RGBA")
     alpha = np.zeros((32, 48), np.uint8)
@@ -161,6 +170,7 @@ def test_row_20_transparency_lies_on_white(tmp_path: Path) -> None:
     assert np.abs(read[16:, :24] - half).max() <= 1
 
 
+@pytest.mark.fault(20)
 def test_row_20_palette_with_transparency_lies_on_white(tmp_path: Path) -> None:
     image = Image.new("P", (16, 16), 1)
     image.putpalette([255, 0, 0, 0, 0, 255])
@@ -172,12 +182,14 @@ def test_row_20_palette_with_transparency_lies_on_white(tmp_path: Path) -> None:
     assert pixels(read_image(tmp_path / "index.gif"))[0, 0].tolist() == [255, 255, 255]
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P"])
 def test_grey_and_palette_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     picture().convert("L").convert(mode).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").mode == "RGB"
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("kind", ["gif", "png", "webp", "tif"])
 def test_row_20_first_frame_of_an_animation(tmp_path: Path, kind: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green")]
@@ -186,6 +198,7 @@ def test_row_20_first_frame_of_an_animation(tmp_path: Path, kind: str) -> None:
     assert pixels(read_image(tmp_path / f"a.{kind}"))[5, 5].tolist() == [255, 0, 0]
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize(
     ("size", "reason"),
     [
@@ -200,12 +213,14 @@ def test_row_20_too_small_and_too_elongated_are_refused(tmp_path: Path, size: tu
             read(tmp_path / "a.png")
 
 
+@pytest.mark.fault(20)
 def test_row_20_30000x20_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (30000, 20)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"30000x20 is too elongated \(1500:1"):
         read_image(tmp_path / "a.png")
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize(
     ("side", "amount"), [(9000, "81 megapixels"), (10000, "100 megapixels"), (20000, "400 megapixels")]
 )
@@ -217,6 +232,7 @@ def test_row_20_bomb_is_refused_before_it_is_decoded(tmp_path: Path, side: int, 
             read(tmp_path / "bomb.png")
 
 
+@pytest.mark.fault(20)
 def test_row_20_heic_names_the_extra_that_reads_it(tmp_path: Path) -> None:
     try:
         import pillow_heif  # noqa: F401
@@ -231,6 +247,7 @@ def test_row_20_heic_names_the_extra_that_reads_it(tmp_path: Path) -> None:
         assert read_image(tmp_path / "a.heic").size == (48, 32)
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize(
     "text", ['<svg xmlns="http://www.w3.org/2000/svg"/>', '<?xml version="1.0"?>\n<!-- made by hand -->\n<svg/>']
 )
@@ -240,6 +257,7 @@ def test_row_20_svg_is_refused_with_the_reason(tmp_path: Path, text: str) -> Non
         read_image(tmp_path / "a.svg")
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -258,6 +276,7 @@ def test_what_is_no_picture_is_called_by_its_name(tmp_path: Path, data: bytes, r
         read_image(tmp_path / "a.jpg")
 
 
+@pytest.mark.fault(20)
 def test_formats_outside_the_allow_list_are_not_decoded(tmp_path: Path) -> None:
     for kind in ("PPM", "TGA", "PCX", "ICO", "SGI"):
         picture().save(tmp_path / "a.png", kind)
@@ -265,6 +284,7 @@ def test_formats_outside_the_allow_list_are_not_decoded(tmp_path: Path) -> None:
             read_image(tmp_path / "a.png")
 
 
+@pytest.mark.fault(7)
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp", "gif", "bmp", "tif"])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 def test_row_7_truncated_picture_is_named_with_the_reason(tmp_path: Path, kind: str, share: float) -> None:
@@ -279,6 +299,8 @@ def test_row_7_truncated_picture_is_named_with_the_reason(tmp_path: Path, kind: 
         read_image(path)
 
 
+@pytest.mark.fault(7)
+@pytest.mark.fault(20)
 def test_flipped_bytes_never_raise_anything_but_a_data_error(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = tmp_path / "a"
@@ -298,6 +320,7 @@ def test_flipped_bytes_never_raise_anything_but_a_data_error(tmp_path: Path) -> 
     assert outcomes == {"RGB", "refused"}
 
 
+@pytest.mark.fault(8)
 def test_missing_file_and_folder_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_image(tmp_path / "a.png")

@@ -56,6 +56,7 @@ AWKWARD_NAMES = [
 ]
 
 
+@pytest.mark.fault(18)
 def test_row_18_awkward_names_are_written_read_and_kept_apart(tmp_path: Path) -> None:
     pictures(tmp_path, *AWKWARD_NAMES)
     captions = {name: f"caption number {number}, with a comma" for number, name in enumerate(AWKWARD_NAMES)}
@@ -65,12 +66,14 @@ def test_row_18_awkward_names_are_written_read_and_kept_apart(tmp_path: Path) ->
     assert not found.problems
 
 
+@pytest.mark.fault(18)
 def test_row_18_composed_and_decomposed_names_are_the_same_name(tmp_path: Path) -> None:
     composed = unicodedata.normalize("NFC", "café über.png")
     pictures(tmp_path, unicodedata.normalize("NFD", composed))
     assert list(table(tmp_path, f"filename,prompt\n{composed},a cup\n").captions.values()) == ["a cup"]
 
 
+@pytest.mark.fault(18)
 def test_row_18_two_files_that_differ_in_composition_alone_stay_apart(tmp_path: Path) -> None:
     names = [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")]
     try:
@@ -83,6 +86,7 @@ def test_row_18_two_files_that_differ_in_composition_alone_stay_apart(tmp_path: 
     assert found.captions == {names[0]: "one", names[1]: "two"}
 
 
+@pytest.mark.fault(18)
 def test_row_18_a_name_without_extension_counts_only_where_one_picture_fits(tmp_path: Path) -> None:
     pictures(tmp_path, "a.jpg", "a.png", "b.png")
     found = table(tmp_path, "filename,prompt\na,which one\nb,this one\n")
@@ -91,12 +95,14 @@ def test_row_18_a_name_without_extension_counts_only_where_one_picture_fits(tmp_
     assert "fits several pictures: a.jpg, a.png" in next(p.reason for p in found.problems if p.name == "a")
 
 
+@pytest.mark.fault(18)
 def test_row_18_a_name_too_long_for_the_file_system_is_reported(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png")
     long = "很" * 90 + ".png"
     assert kinds(table(tmp_path, f"filename,prompt\n{long},x\na.png,y\n"))[long] == "no picture"
 
 
+@pytest.mark.fault(18)
 @pytest.mark.skipif(os.name == "nt", reason="Windows names are always Unicode")
 def test_row_18_a_name_that_is_no_unicode_is_reported_and_never_written(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png")
@@ -110,12 +116,14 @@ def test_row_18_a_name_that_is_no_unicode_is_reported_and_never_written(tmp_path
         write_metadata(tmp_path / "metadata.csv", {name: "x"})
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize("written", ["./sub/a.png", "sub\\a.png", "SUB/A.PNG", "a.png", "sub/a", " sub/a.png "])
 def test_other_spellings_of_a_path_find_the_picture(tmp_path: Path, written: str) -> None:
     pictures(tmp_path, "sub/a.png", "sub/b.png")
     assert table(tmp_path, f"filename,prompt\n{written},hit\n").captions == {"sub/a.png": "hit"}
 
 
+@pytest.mark.fault(18)
 def test_a_row_that_only_resembles_a_picture_does_not_displace_its_own(tmp_path: Path) -> None:
     pictures(tmp_path, "one/a.png")
     found = table(tmp_path, "filename,prompt\none/a.png,right\ntwo/a.png,of a deleted picture\n")
@@ -123,6 +131,7 @@ def test_a_row_that_only_resembles_a_picture_does_not_displace_its_own(tmp_path:
     assert kinds(found) == {"two/a.png": "no picture"}
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize(
     ("written", "reason"),
     [
@@ -155,6 +164,7 @@ def test_columns_go_by_their_usual_names(tmp_path: Path, name: str, text: str) -
 TEXT = 'filename,prompt\na.png,"一只猫，坐着, ""红色"""\nb.png,狗在跑\n'
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize(
     ("data", "note"),
     [
@@ -177,6 +187,7 @@ def test_row_19_encodings_are_decoded_and_said(tmp_path: Path, data: bytes, note
     assert found.raw.plain is not bool(note)
 
 
+@pytest.mark.fault(19)
 def test_row_19_western_text_is_not_taken_for_chinese(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png")
     found = table(tmp_path, "filename,prompt\na.png,naïve café für zwei\n".encode("cp1252"))
@@ -184,12 +195,14 @@ def test_row_19_western_text_is_not_taken_for_chinese(tmp_path: Path) -> None:
     assert "Windows-1252" in found.notes[0]
 
 
+@pytest.mark.fault(19)
 def test_row_19_bytes_of_no_known_encoding_are_refused_with_their_line(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png")
     with pytest.raises(DataError, match=r"metadata\.csv line 2: the text is neither UTF-8, UTF-16 nor GBK"):
         table(tmp_path, b"filename,prompt\na.png,\x81\x01\xff\n")
 
 
+@pytest.mark.fault(19)
 def test_row_19_nul_and_control_characters_are_removed_and_said(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png")
     found = table(tmp_path, b"filename,prompt\na.png,a\x00 cat\x07\x1b[31m\n")
@@ -197,6 +210,7 @@ def test_row_19_nul_and_control_characters_are_removed_and_said(tmp_path: Path) 
     assert "3 NUL and other control characters were removed (first in line 2)" in found.notes[0]
 
 
+@pytest.mark.fault(19)
 def test_row_19_empty_and_missing_captions_are_reported_by_name(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png", "b.png", "c.png", "d.png")
     found = table(tmp_path, 'filename,prompt\na.png,\nb.png,"  "\nc.png\nz.png,who is this\n')
@@ -210,12 +224,14 @@ def test_row_19_empty_and_missing_captions_are_reported_by_name(tmp_path: Path) 
     }
 
 
+@pytest.mark.fault(19)
 def test_row_19_ten_thousand_words_are_read_whole(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png")
     text = " ".join(f"word{number}" for number in range(30_000))
     assert table(tmp_path, f'filename,prompt\na.png,"{text}"\n').captions["a.png"] == text
 
 
+@pytest.mark.fault(19)
 def test_row_19_unquoted_commas_are_joined_and_said_once(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png", "b.png", "c.png")
     found = table(tmp_path, 'filename,prompt\na.png,a cat, sitting, red\nb.png,a dog, running\nc.png,"one, quoted"\n')
@@ -224,6 +240,7 @@ def test_row_19_unquoted_commas_are_joined_and_said_once(tmp_path: Path) -> None
     assert "the captions of 2 rows hold commas without quotes (first in line 2)" in found.notes[0]
 
 
+@pytest.mark.fault(19)
 def test_unquoted_commas_before_a_further_column_leave_that_column_alone(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png")
     found = table(tmp_path, "filename,prompt,rating\na.png,a cat, sitting,5\n")
@@ -241,12 +258,14 @@ def test_empty_cells_that_a_spreadsheet_leaves_behind_mean_nothing(tmp_path: Pat
     assert not found.notes
 
 
+@pytest.mark.fault(19)
 def test_quoted_line_breaks_belong_to_the_caption(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png", "b.png")
     found = table(tmp_path, 'filename,prompt\na.png,"first line\r\nsecond line"\nb.png,"say ""hi"""\n')
     assert found.captions == {"a.png": "first line second line", "b.png": 'say "hi"'}
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize(
     "rows", ['a.png,"a cat\nb.png,"a dog"\n', 'a.png,"a cat\nb.png,a dog"\n', 'a.png,"red" cat\nb.png,a dog\n']
 )
@@ -351,6 +370,7 @@ def test_sidecars_fill_what_the_table_lacks(tmp_path: Path) -> None:
     assert "5 captions come from .txt or .caption files" in found.notes[0]
 
 
+@pytest.mark.fault(19)
 def test_row_19_sidecars_are_decoded_like_tables(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png", "b.png", "c.png")
     (tmp_path / "a.txt").write_bytes("一只坐着的猫".encode("gbk"))
@@ -362,6 +382,7 @@ def test_row_19_sidecars_are_decoded_like_tables(tmp_path: Path) -> None:
     assert any(problem.kind == "bad sidecar" and "c.txt" in problem.reason for problem in found.problems)
 
 
+@pytest.mark.fault(18)
 def test_one_sidecar_for_two_pictures_is_said(tmp_path: Path) -> None:
     pictures(tmp_path, "a.jpg", "a.png")
     (tmp_path / "a.txt").write_text("a cat", "utf-8")
@@ -392,6 +413,8 @@ def test_written_tables_are_plain_rfc_4180(tmp_path: Path) -> None:
     assert not [name for name in os.listdir(tmp_path) if name != "metadata.csv"]
 
 
+@pytest.mark.fault(18)
+@pytest.mark.fault(19)
 def test_cells_that_a_spreadsheet_would_compute_are_defused_on_request_and_read_back(tmp_path: Path) -> None:
     rows = {"=cmd.png": "=1+1", "a.png": "+1 cat", "b.png": "-red", "c.png": "@SUM(A1)", "d.png": "'quoted'"}
     pictures(tmp_path, *rows)
@@ -429,6 +452,7 @@ def test_an_empty_table_has_no_rows(tmp_path: Path) -> None:
     assert not read_table(tmp_path / "metadata.csv").rows
 
 
+@pytest.mark.fault(19)
 def test_captions_are_normalised_to_one_line() -> None:
     assert normalise_caption("  a\tcat \r\n sitting\u2028\u00a0here \x00") == "a cat sitting here"
     assert normalise_caption("全角　空格") == "全角　空格"

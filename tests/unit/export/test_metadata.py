@@ -119,6 +119,7 @@ def test_public_level_leaves_out_tags_and_folders_but_keeps_what_the_webui_needs
     assert set(file_metadata(FACTS)) - set(texts) == {"ss_tag_frequency", "ss_dataset_dirs"}
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize(
     "secret",
     [

@@ -253,6 +253,7 @@ def test_lora_of_a_transformer_model_is_refused_with_the_reason(tmp_path: Path) 
         read_lora_file(write(tmp_path / "a.safetensors", {names[0]: down, names[1]: up}), LAYERS)
 
 
+@pytest.mark.fault(22)
 def test_lora_of_another_width_is_refused_with_both_shapes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", kohya(KOHYA_ATTENTION, 8, 1024))
     with pytest.raises(ModelError, match=r"shape \[8, 1024\].*is \[8, 6\].*made for Stable Diffusion 2"):
@@ -270,6 +271,7 @@ def test_half_a_pair_and_no_pair_are_refused(tmp_path: Path) -> None:
         read_lora_file(write(tmp_path / "broken.safetensors", broken), LAYERS)
 
 
+@pytest.mark.fault(23)
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     tensors = kohya(KOHYA_ATTENTION, 8, 6)
     tensors[f"{KOHYA_ATTENTION}.lora_up.weight"][0, 0] = float("nan")
@@ -277,6 +279,8 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         read_lora_file(write(tmp_path / "a.safetensors", tensors), LAYERS)
 
 
+@pytest.mark.fault(22)
+@pytest.mark.fault(23)
 def test_files_that_are_no_safetensors_are_refused_by_content(tmp_path: Path) -> None:
     pickled = tmp_path / "a.safetensors"
     torch.save({"x": torch.ones(2)}, pickled)

@@ -45,6 +45,7 @@ def test_any_text_survives_the_round_trip(text: str) -> None:
     assert decoded.replace(" ", "") == text.lower().replace(" ", "")
 
 
+@pytest.mark.fault(19)
 def test_long_texts_are_cut_to_77_and_short_ones_padded_with_the_end_token() -> None:
     tokenizer = packaged_clip_tokenizer()
     ids = tokenizer(["cat " * 100, "cat"], padding="max_length", truncation=True).input_ids

@@ -89,6 +89,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[st
         return resolve_in_process([*REPOSITORIES, *STATUSES], endpoint, tmp_path_factory.mktemp("hub"))
 
 
+@pytest.mark.fault(24)
 def test_a_model_is_fetched_once_asked_and_nothing_beside_it(answers: tuple) -> None:
     kind, path = answers[0]["u/fine"]
     assert kind == "ok"
@@ -99,6 +100,7 @@ def test_a_model_is_fetched_once_asked_and_nothing_beside_it(answers: tuple) -> 
     assert len(fetched) == 6
 
 
+@pytest.mark.fault(24)
 def test_a_download_that_breaks_at_90_percent_goes_on_there(answers: tuple) -> None:
     kind, path = answers[0]["u/drops"]
     assert kind == "ok"
@@ -109,6 +111,7 @@ def test_a_download_that_breaks_at_90_percent_goes_on_there(answers: tuple) -> N
     assert max(starts) >= 20_000_000
 
 
+@pytest.mark.fault(24)
 def test_a_file_with_another_hash_is_deleted_and_told(answers: tuple, tmp_path: Path) -> None:
     kind, message = answers[0]["u/damaged"]
     assert kind == "error"
@@ -118,6 +121,7 @@ def test_a_file_with_another_hash_is_deleted_and_told(answers: tuple, tmp_path: 
     )
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -139,15 +143,19 @@ def test_each_refusal_ends_in_its_own_message(answers: tuple, name: str, message
     assert message in told
 
 
+@pytest.mark.fault(22)
+@pytest.mark.fault(24)
 def test_weights_of_an_untrained_family_are_not_fetched(answers: tuple) -> None:
     assert not any("safetensors" in path for _, path, _ in HUB.log if path.startswith("/u/sdxl/"))
 
 
+@pytest.mark.fault(24)
 def test_the_token_is_never_shown(answers: tuple) -> None:
     assert TOKEN not in answers[1]
     assert "secretsecret" not in answers[1]
 
 
+@pytest.mark.fault(24)
 def test_without_a_network_a_cached_model_works_and_another_is_refused(tmp_path: Path) -> None:
     cached = tmp_path / "hub" / "models--u--fine"
     for name, content in REPOSITORIES["u/fine"].items():

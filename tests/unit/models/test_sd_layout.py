@@ -84,6 +84,7 @@ def test_names_without_a_place_are_errors() -> None:
         vae_names(["decoder.up_blocks.0.resnets.0.norm1.weight", "decoder.mid_block.surprise.weight"])
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize(
     ("part", "dropped"),
     [

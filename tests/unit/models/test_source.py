@@ -90,6 +90,7 @@ OTHER_MODELS = {
 }  # fmt: skip
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("kind", OTHER_MODELS)
 def test_another_kind_of_model_is_named(tmp_path: Path, kind: str) -> None:
     names, message = OTHER_MODELS[kind]
@@ -98,6 +99,7 @@ def test_another_kind_of_model_is_named(tmp_path: Path, kind: str) -> None:
         resolve_base_model(str(path))
 
 
+@pytest.mark.fault(22)
 def test_the_message_for_another_family_names_the_trained_ones(tmp_path: Path) -> None:
     path = write_file(tmp_path / "x.safetensors", OTHER_MODELS["sd2"][0])
     with pytest.raises(
@@ -117,12 +119,14 @@ OTHER_FOLDERS = [
 ]
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize(("pipeline", "unet", "message"), OTHER_FOLDERS)
 def test_a_folder_of_another_family_is_named(tmp_path: Path, pipeline: str, unet: dict, message: str) -> None:
     with pytest.raises(ModelError, match=f"this is {message}"):
         resolve_base_model(str(write_folder(tmp_path / "model", unet, pipeline)))
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -140,6 +144,7 @@ def test_a_part_or_a_transformers_folder_is_named(tmp_path: Path, config: dict, 
         resolve_base_model(str(tmp_path))
 
 
+@pytest.mark.fault(22)
 def test_a_mistyped_file_gets_the_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_file(tmp_path / "models" / "Stable-diffusion" / "v1-5-pruned.safetensors", SD15_NAMES)
     monkeypatch.chdir(tmp_path)
@@ -153,6 +158,7 @@ def test_a_mistyped_file_gets_the_nearest_name(tmp_path: Path, monkeypatch: pyte
         resolve_base_model("models/Stable-diffusion/qqq.safetensors")
 
 
+@pytest.mark.fault(22)
 def test_a_mistyped_folder_that_looks_like_a_hub_id_gets_both_hints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +171,7 @@ def test_a_mistyped_folder_that_looks_like_a_hub_id_gets_both_hints(
         resolve_base_model("models/my-modle")
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize(
     "name", ["a..b/c", "x" * 5000, "owner/" + "y" * 300, "bad\0name", "../../nowhere/at/all", "~nobody-here/x"]
 )
@@ -173,6 +180,7 @@ def test_impossible_names_end_in_a_message(name: str) -> None:
         resolve_base_model(name)
 
 
+@pytest.mark.fault(22)
 def test_a_folder_that_holds_models_is_not_one(tmp_path: Path) -> None:
     write_file(tmp_path / "one.safetensors", SD15_NAMES)
     write_folder(tmp_path / "two")
@@ -183,6 +191,7 @@ def test_a_folder_that_holds_models_is_not_one(tmp_path: Path) -> None:
         resolve_base_model(str(tmp_path / "empty"))
 
 
+@pytest.mark.fault(22)
 def test_a_part_missing_from_a_folder_is_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model")
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
@@ -193,6 +202,7 @@ def test_a_part_missing_from_a_folder_is_named(tmp_path: Path) -> None:
         resolve_base_model(str(folder))
 
 
+@pytest.mark.fault(22)
 def test_a_folder_with_pickles_only_is_refused_without_running_them(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple:
@@ -206,6 +216,7 @@ def test_a_folder_with_pickles_only_is_refused_without_running_them(tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.fault(22)
 def test_shards_are_followed_but_never_out_of_the_folder(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model")
     whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -221,6 +232,7 @@ def test_shards_are_followed_but_never_out_of_the_folder(tmp_path: Path) -> None
         resolve_base_model(str(folder))
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("content", ["", "[1]", "{", "{" * 100_000, "\udcff"])
 def test_a_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
     folder = write_folder(tmp_path / "model")
@@ -229,6 +241,7 @@ def test_a_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
         resolve_base_model(str(folder))
 
 
+@pytest.mark.fault(22)
 def test_an_html_page_named_like_a_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "v1-5.safetensors").write_text("<!doctype html><title>Sign in</title>")
     with pytest.raises(ModelError, match=r"v1-5\.safetensors: this is a web page, not weights"):
@@ -273,6 +286,7 @@ def test_an_unknown_builtin_name_is_an_error() -> None:
         resolve_base_model("builtin:mini-sb")
 
 
+@pytest.mark.fault(24)
 def test_a_cached_hub_model_is_found_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     commit = "0" * 40

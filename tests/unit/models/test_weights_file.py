@@ -102,6 +102,7 @@ FAKES = {
 }
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("kind", FAKES)
 def test_a_fake_is_named_for_what_it_is_whatever_its_name(tmp_path: Path, kind: str) -> None:
     content, message = FAKES[kind]
@@ -112,10 +113,12 @@ def test_a_fake_is_named_for_what_it_is_whatever_its_name(tmp_path: Path, kind: 
         inspect_weights(path)
 
 
+@pytest.mark.fault(22)
 def test_every_kind_of_fake_has_a_test() -> None:
     assert set(FAKES) == set(FILE_KINDS)
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize(
     "content",
     [
@@ -133,6 +136,7 @@ def test_pickles_are_told_by_content_also_when_cut(tmp_path: Path, content: byte
         inspect_weights(path)
 
 
+@pytest.mark.fault(22)
 def test_a_pickle_is_never_run(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple:
@@ -152,6 +156,8 @@ def test_safetensors_under_another_name_is_read(whole: Path, tmp_path: Path) -> 
     assert "a.weight" in inspect_weights(renamed).tensors
 
 
+@pytest.mark.fault(22)
+@pytest.mark.fault(23)
 def test_a_half_download_says_how_much_is_missing(whole: Path) -> None:
     size = whole.stat().st_size
     os.truncate(whole, size - 1000)
@@ -159,18 +165,22 @@ def test_a_half_download_says_how_much_is_missing(whole: Path) -> None:
         inspect_weights(whole)
 
 
+@pytest.mark.fault(22)
+@pytest.mark.fault(23)
 def test_a_file_cut_inside_its_header_is_a_half_download(whole: Path) -> None:
     os.truncate(whole, 60)
     with pytest.raises(ModelError, match=r"half a download: the header alone needs"):
         inspect_weights(whole)
 
 
+@pytest.mark.fault(23)
 def test_bytes_after_the_last_tensor_are_refused(whole: Path) -> None:
     whole.write_bytes(whole.read_bytes() + b"more")
     with pytest.raises(ModelError, match="4 bytes follow after the last tensor"):
         inspect_weights(whole)
 
 
+@pytest.mark.fault(23)
 def test_a_zeroed_tail_is_refused(whole: Path) -> None:
     content = whole.read_bytes()
     whole.write_bytes(content[:-10_000] + bytes(10_000))
@@ -179,6 +189,7 @@ def test_a_zeroed_tail_is_refused(whole: Path) -> None:
     assert inspect_weights(whole, allow_zero_tail=True)
 
 
+@pytest.mark.fault(23)
 def test_a_tail_of_several_zero_tensors_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.randn(64, 64), "b": torch.zeros(64, 64), "c": torch.zeros(64)}, path)
@@ -186,6 +197,7 @@ def test_a_tail_of_several_zero_tensors_is_refused(tmp_path: Path) -> None:
         inspect_weights(path)
 
 
+@pytest.mark.fault(23)
 def test_an_untrained_lora_with_zero_lora_up_is_accepted(tmp_path: Path) -> None:
     tensors = {f"lora_unet_{index}.{part}.weight": value for index in range(3) for part, value in
                (("lora_down", torch.randn(8, 512)), ("lora_up", torch.zeros(512, 8)))}  # fmt: skip
@@ -193,6 +205,7 @@ def test_an_untrained_lora_with_zero_lora_up_is_accepted(tmp_path: Path) -> None
     assert len(inspect_weights(tmp_path / "lora.safetensors").tensors) == 6
 
 
+@pytest.mark.fault(23)
 def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
     one = json.dumps(entry("F32", [1], 0, 4))
     path = write_raw(tmp_path / "x.safetensors", f'{{"a": {one}, "a": {one}}}'.encode(), b"abcd")
@@ -200,6 +213,7 @@ def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
         inspect_weights(path)
 
 
+@pytest.mark.fault(23)
 def test_a_header_of_50_mb_is_refused_without_reading_it(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with path.open("wb") as file:
@@ -228,6 +242,7 @@ BROKEN_HEADERS = {
 }
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("name", BROKEN_HEADERS)
 def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path, name: str) -> None:
     header, data_bytes, message = BROKEN_HEADERS[name]
@@ -236,6 +251,7 @@ def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path, name: str) 
         inspect_weights(path)
 
 
+@pytest.mark.fault(23)
 def test_nan_weights_are_refused_by_name(tmp_path: Path) -> None:
     broken = torch.randn(10, 10)
     broken[3, 4] = torch.nan
@@ -253,6 +269,7 @@ def test_values_too_large_for_fp16_are_told_from_broken_ones(tmp_path: Path) -> 
     assert dict(read_tensors(header, header.tensors, dtype=torch.bfloat16))["big"][1] > 9e5
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 @pytest.mark.parametrize("position", [0, 17, 999])
 def test_one_bad_value_anywhere_is_found_in_every_dtype(dtype: torch.dtype, position: int) -> None:
@@ -270,6 +287,8 @@ def test_a_missing_file_and_a_folder_are_told_plainly(tmp_path: Path) -> None:
         inspect_weights(tmp_path)
 
 
+@pytest.mark.fault(22)
+@pytest.mark.fault(23)
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(whole: Path) -> None:
     header = inspect_weights(whole)
     os.truncate(whole, whole.stat().st_size - 100)
