@@ -148,7 +148,7 @@ def test_more_than_two_percent_changed_before_reading_stops_the_run(
 @pytest.mark.fault(8)
 def test_pictures_removed_during_training_are_not_missed(settings: Settings, pictures: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in pictures.glob("*.png")}
-    calm = settings(output_dir=str(tmp_path / "a" / "run"), sample_every=2, sample_steps=1)
+    calm = settings(output_dir=str(tmp_path / "a" / "run"), sample_every=2, sample_steps=1, sample_prompts=["a cat"])
     train(calm)
     troubled = calm | {"output_dir": str(tmp_path / "b" / "run")}
     assert train(troubled, Meddler(lambda: [path.unlink() for path in before], "training")).complete
