@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import os
 import shutil
 import time
@@ -123,6 +124,9 @@ def write_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    for file in folder.glob("*/config.json"):  # where a part was loaded from is nobody's business
+        config = {key: value for key, value in json.loads(file.read_text()).items() if key != "_name_or_path"}
+        file.write_text(json.dumps(config, indent=2) + "\n")
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
         shutil.copyfile(vocabulary / name, folder / "tokenizer" / name)
 
