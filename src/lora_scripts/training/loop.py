@@ -17,6 +17,7 @@ from lora_scripts.training.draws import Draws
 from lora_scripts.training.events import Events, StepReport
 from lora_scripts.training.lr_schedules import learning_rate_factor, resolve_warmup
 from lora_scripts.training.memory import memory_now
+from lora_scripts.training.micro_batches import MicroBatches
 from lora_scripts.training.optimizers import effective_learning_rates, set_learning_rates
 from lora_scripts.training.snapshot import Snapshot
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
     from lora_scripts.data.encoded import EncodedDataset
     from lora_scripts.data.sampler import Sample, StepPlan
-    from lora_scripts.families.protocol import ModelFamily
+    from lora_scripts.families.protocol import Loss, ModelFamily
 
 __all__ = ["LoopState", "Pauses", "train"]
 
@@ -39,6 +40,7 @@ class LoopState:
         step: optimizer steps done.
         smoothed: the loss's moving average before its bias is corrected.
         smoothed_steps: how many losses went into it.
+        micro_batch: examples in one pass, once memory has shown how many fit; 0 before the first step.
         guard: what the guard against anomalies remembers.
         validations: every measurement of the validation loss so far, as `training.validation` keeps them.
         best_step: the saved step that would be exported now; None without measurements.
@@ -49,6 +51,7 @@ class LoopState:
     smoothed: float = 0.0
     smoothed_steps: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
+    micro_batch: int = 0
     guard: dict[str, Any] = field(default_factory=dict)
     validations: list[dict[str, Any]] = field(default_factory=list)
     best_step: int | None = None
@@ -109,6 +112,12 @@ def train(
     meter = _Meter(state, max_steps, plan.steps_per_epoch, events, device)
     guard = Guard(**state.guard)
     saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
+    micro_batches = MicroBatches(plan, state.micro_batch or config.batch_size, events, device)
+
+    def backward(uses: Sequence[Sample]) -> Loss:
+        loss = family.loss(data.batch(uses, device), draws)
+        scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+        return loss
 
     while state.step < max_steps and not state.ended:
         step, uses_of_step = state.step, plan.step(state.step)
@@ -120,12 +129,8 @@ def train(
             torch.manual_seed(draws.seed_for(str(step), "dropout"))
 
         # Forward and backward, one micro-batch at a time.
-        total, count = torch.zeros((), device=device), 0
-        for uses in plan.micro_batches(uses_of_step, config.batch_size):
-            loss = family.loss(data.batch(uses, device), draws)
-            scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
-            total += loss.total.detach()
-            count += loss.count
+        total, count = micro_batches.run(uses_of_step, backward, adapter.zero_grad)
+        state.micro_batch = micro_batches.size
 
         # One mean per optimizer step.
         scaler.unscale_(optimizer)
