@@ -233,6 +233,7 @@ def our_command(folder: Path, work: Path, style: str, seed: int, options: argpar
         "lr_scheduler": options.lr_scheduler,
         "warmup_steps": warmup_steps(options),
         "max_grad_norm": 0,
+        "validation_pictures": 0,  # all pictures train, as on the other side
         "gradient_checkpointing": False,
         "seed": seed,
         "output_dir": str(work / "run"),

@@ -17,6 +17,11 @@ __all__ = ["RunConfig", "Size", "parse_size"]
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "adamw_schedulefree"]
 SchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+MAX_NAME_BYTES = 240
+"""File systems allow 255; a few more are needed while a file is written."""
+RESERVED_NAMES = frozenset(
+    {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+)
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -42,7 +47,13 @@ def split_names(value: Any) -> Any:
 
 
 def expand_path(value: Any) -> Any:
-    return Path(value).expanduser() if isinstance(value, str) and value.strip() else value
+    """A path with `~` resolved from text; anything else is returned for pydantic to refuse."""
+    if not (isinstance(value, str) and value.strip()):
+        return value
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError("names a user whose home folder is not known here; write the whole path") from None
 
 
 UserPath = Annotated[Path, BeforeValidator(expand_path)]
@@ -323,6 +334,12 @@ class RunConfig(
             faults.append("task_type: text-generation is not part of this version yet; text-to-image is.")
         if self.output_name is not None and not re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", self.output_name):
             faults.append(f"output_name: {self.output_name!r} holds characters that a file name cannot have.")
+        if len(f"{self.name}-9999999.safetensors".encode()) > MAX_NAME_BYTES:
+            faults.append(
+                f"output_name: {self.name[:20]!r}... is too long for a file name; 70 Chinese or 200 Latin characters fit."
+            )
+        if self.name.split(".")[0].upper() in RESERVED_NAMES:
+            faults.append(f"output_name: {self.name!r} is a name that Windows keeps for devices. Choose another one.")
         if faults:
             raise ValueError("\n".join(faults))
         return self

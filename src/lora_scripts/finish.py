@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_scripts.config import RunConfig, Size
+from lora_scripts.errors import ExportError
 from lora_scripts.export.metadata import RunFacts, file_metadata
 from lora_scripts.export.sidecar import write_preview, write_sidecar
 from lora_scripts.export.verify import verify_effect, verify_file
@@ -80,16 +82,21 @@ class Finish:
         facts = self._facts(config.name, step)
         write_lora(path, weights, file_metadata(facts, config.metadata_level), DTYPES[config.save_precision], prefixes)
 
-        read_back = verify_file(path, weights, prefixes)
-        self._adapter.detach()
-        effect = verify_effect(
-            path,
-            family.components,
-            lambda: self._probe(device),
-            trained_output,
-            prefixes,
-            compute_dtype=trained_output.dtype,
-        )
+        try:
+            read_back = verify_file(path, weights, prefixes)
+            self._adapter.detach()
+            effect = verify_effect(
+                path,
+                family.components,
+                lambda: self._probe(device),
+                trained_output,
+                prefixes,
+                compute_dtype=trained_output.dtype,
+            )
+        except ExportError:
+            with contextlib.suppress(OSError):  # nobody shall take it for the finished file
+                path.replace(path.with_suffix(".failed.safetensors"))
+            raise
         self.proofs = [str(read_back), str(effect)]
         for line in self.proofs:
             events.note(line)

@@ -26,6 +26,7 @@ def fails(values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "finished;" not in log
     assert not (run / "report.html").exists()
     assert not (run / "run.json").exists()
+    assert not (run / "run.safetensors").exists()
     assert (run / "checkpoint-6" / "run-6.safetensors").is_file()
     return err
 

@@ -204,3 +204,18 @@ def test_settings_page_holds_every_setting() -> None:
 def test_plain_values_make_a_run() -> None:
     config, _ = make_config({"train_data_dir": "a", "base_model": "b", "output_dir": "c/d"})
     assert config.name == "d"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("画" * 90, "is too long for a file name"), ("con", "Windows keeps for devices"), ("LPT1.style", "Windows keeps")],
+)
+def test_names_that_no_file_can_have_are_refused(tmp_path: Path, name: str, reason: str) -> None:
+    faults = faults_of(tmp_path, f"{NINE_KEYS}\noutput_name: {name}\n")
+    assert len(faults) == 1
+    assert reason in faults[0]
+
+
+def test_home_folder_of_an_unknown_user_is_a_fault_of_its_setting() -> None:
+    with pytest.raises(ValueError, match="home folder is not known"):
+        RunConfig(train_data_dir="~no-such-user-here/x", base_model="builtin:mini-sd", output_dir=Path("out"))

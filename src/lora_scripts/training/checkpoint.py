@@ -71,8 +71,10 @@ def save_checkpoint(
     """The finished folder; `write_extra` adds files of its own to it before it is sealed.
 
     Raises:
-        TrainingError: the disk is full or the folder cannot be written; older checkpoints are untouched.
+        TrainingError: a number is not finite, the disk is full or the folder cannot be written; older checkpoints are
+            untouched.
     """
+    _require_finite(checkpoint)
     final = output_dir / f"checkpoint-{checkpoint.step}"
     partial = output_dir / (final.name + PARTIAL)
     try:
@@ -171,6 +173,18 @@ def newest_checkpoint(output_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     if notes:
         notes[-1] = notes[-1].replace("the one before it is used", "there is none before it, so the run starts anew")
     return None, notes
+
+
+def _require_finite(checkpoint: Checkpoint) -> None:
+    """Weights and moments that are not numbers would make every later checkpoint worthless too."""
+    import torch
+
+    for name, tensor in {**checkpoint.adapter, **checkpoint.optimizer_tensors}.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"checkpoint-{checkpoint.step} was not written: {name} holds numbers that are not finite. Older checkpoints "
+                "are untouched. Start from one of them with init_lora_weights and a lower learning_rate."
+            )
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:

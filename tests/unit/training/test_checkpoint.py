@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_saved_state_comes_back_whole(tmp_path: Path) -> None:
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "zero tail", "remove"])
 def test_damaged_newest_is_named_and_the_one_before_is_used(tmp_path: Path, name: str, damage: str) -> None:
     save_checkpoint(tmp_path, checkpoint(10))
     path = save_checkpoint(tmp_path, checkpoint(20)) / name
@@ -54,12 +55,24 @@ def test_damaged_newest_is_named_and_the_one_before_is_used(tmp_path: Path, name
     if damage == "remove":
         path.unlink()
     else:
-        path.write_bytes(raw if damage == "flip" else raw[: len(raw) // 2])
+        half = len(raw) // 2
+        path.write_bytes({"flip": raw, "cut": raw[:half], "zero tail": raw[:half] + bytes(len(raw) - half)}[damage])
     loaded, notes = newest_checkpoint(tmp_path)
     assert loaded is not None
     assert loaded.step == 10
     assert len(notes) == 1
     assert notes[0].startswith("checkpoint-20: ")
+
+
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("part", ["adapter", "optimizer_tensors"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_never_saved(tmp_path: Path, part: str, bad: float) -> None:
+    save_checkpoint(tmp_path, checkpoint(10))
+    lost = replace(checkpoint(20), **{part: {"unet.a.lora_A": torch.tensor([1.0, bad])}})
+    with pytest.raises(TrainingError, match=r"checkpoint-20 was not written: unet\.a\.lora_A holds numbers"):
+        save_checkpoint(tmp_path, lost)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
 
 
 @pytest.mark.fault(2)
