@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.training.checkpoint import list_checkpoints
-from lora_scripts.training.ranking import Judge, choose, read_validations
+from lora_scripts.training.ranking import Choice, Judge, choose, read_validations
 from lora_scripts.training.validation import Validator, plan_validation
 
 if TYPE_CHECKING:
@@ -61,10 +61,12 @@ def make_judge(
     return Judge(validator.measure, state, config.early_stopping, saved, events), when.every
 
 
-def put_best_back(config: RunConfig, state: LoopState, run_state: Resumable, previews: Previews, events: Events) -> int:
-    """Makes the model that of the best saved step and says why it is the best; the step."""
+def put_best_back(
+    config: RunConfig, state: LoopState, run_state: Resumable, previews: Previews, events: Events
+) -> Choice:
+    """Makes the model that of the best saved step, and says which it is and why."""
     if config.keep == "last" or not state.validations:
-        return state.step
+        return Choice(state.step, "")
     candidates = _saved_steps(config.output_dir)
     while True:
         choice = choose(read_validations(state), candidates, state.step)
@@ -74,7 +76,7 @@ def put_best_back(config: RunConfig, state: LoopState, run_state: Resumable, pre
     events.note(choice.why)
     if choice.step != state.step:
         previews.repeat(choice.step)
-    return choice.step
+    return choice
 
 
 def _saved_steps(output_dir: Path) -> set[int]:

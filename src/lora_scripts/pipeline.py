@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_scripts.data.encoded import EncodedDataset
     from lora_scripts.families.protocol import ModelFamily
     from lora_scripts.models.source import BaseModel
+    from lora_scripts.training.ranking import Choice
 
 __all__ = ["Outcome", "list_targets", "run"]
 
@@ -32,6 +33,7 @@ class Outcome:
         files: the finished file first, then its card.
         proofs: what was compared after writing, one line each.
         advice: one line each.
+        choice: the step whose weights the finished file holds, and why.
     """
 
     complete: bool
@@ -39,6 +41,7 @@ class Outcome:
     files: Sequence[Path] = ()
     proofs: Sequence[str] = ()
     advice: Sequence[str] = ()
+    choice: Choice | None = None
 
 
 def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
@@ -162,10 +165,10 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     # The best saved step becomes the finished file: written, read back and compared.
     for line in judge.summary() if judge is not None else ():
         events.note(line)
-    step = put_best_back(config, state, run_state, previews, events)
-    files = finish.export(step, optimizer, previews, device, events)
+    choice = put_best_back(config, state, run_state, previews, events)
+    files = finish.export(choice.step, optimizer, previews, device, events)
     events.finished(files)
-    return Outcome(True, dataset, files, finish.proofs, advice)
+    return Outcome(True, dataset, files, finish.proofs, advice, choice)
 
 
 def list_targets(base_model: str) -> list[str]:

@@ -43,6 +43,8 @@ class ReportFacts:
         num_pictures: pictures that trained. Default: as many as there are captions.
         left_out: (name, reason) of pictures that did not train.
         bucket_counts: "512x768" -> pictures.
+        chosen_step: the step whose weights the finished file holds. Default: the last one.
+        chosen_why: a sentence or two on why, and how sure that is.
         files: the finished files. Default: those that the record names.
         verification: what was proven about the finished file, one line each.
         advice: what to change in the next run, one line each.
@@ -60,6 +62,8 @@ class ReportFacts:
     left_out: Sequence[tuple[str, str]] = ()
     bucket_counts: Mapping[str, int] = field(default_factory=dict)
     measurements: Sequence[Measurement] = ()
+    chosen_step: int | None = None
+    chosen_why: str = ""
     files: Sequence[Path] = ()
     verification: Sequence[str] = ()
     advice: Sequence[str] = ()

@@ -74,6 +74,12 @@ def _verdict(history: RunHistory, report: ReportFacts) -> list[Html | str]:
     if device := _device(history, report):
         words += [f" on {device}"]
     words += ["."]
+    if report.chosen_step is not None and report.chosen_step != history.last_step:
+        words += [
+            " The file holds the weights of ",
+            el("b", f"step {count(report.chosen_step)}"),
+            ", the best saved one.",
+        ]
     if history.num_parts > 1:
         words += [f" The run was resumed {_times(history.num_parts - 1)}."]
     if history.finished or report.files:
@@ -100,6 +106,8 @@ def _verdict_zh(history: RunHistory, report: ReportFacts) -> str | None:
     if history.seconds >= 1:
         words += f"，用时 {_chinese_time(history.seconds)}"
     words += "。"
+    if report.chosen_step is not None and report.chosen_step != history.last_step:
+        words += f"成品取自效果最好的第 {count(report.chosen_step)} 步。"
     if history.finished or report.files:
         words += f"使用方法：把文件放入 LoRA 文件夹，在提示词中写入 {prompt_word(report)}"
         words += f" 和触发词 {report.trigger}。" if report.trigger else "。"

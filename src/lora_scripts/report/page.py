@@ -38,9 +38,9 @@ def write_report(path: Path, history: RunHistory, report: ReportFacts) -> None:
 def render_report(history: RunHistory, report: ReportFacts) -> str:
     """The report as HTML text."""
     sections = [
-        ("before-after", "Before and after", samples.before_and_after(history)),
+        ("before-after", "Before and after", samples.before_and_after(history, report.chosen_step)),
         ("measured", "Measured effect", samples.measurements(report.measurements)),
-        ("previews", "Previews by step", samples.checkpoints_grid(history)),
+        ("previews", "Previews by step", samples.checkpoints_grid(history, report.chosen_step)),
         ("files", "Files", details.files(history, report)),
         ("next", "Next", details.next_steps(report.next_commands)),
         ("curves", "Curves", details.curves(history)),

@@ -26,12 +26,13 @@ _MAX_COLUMNS = 7
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
-def before_and_after(history: RunHistory) -> Html | None:
-    """The previews of the untrained model beside those of the last step, by prompt."""
+def before_and_after(history: RunHistory, chosen_step: int | None = None) -> Html | None:
+    """The previews of the untrained model beside those of the finished file's step (default: the last), by prompt."""
     steps = sorted(history.previews)
     if len(steps) < 2 or steps[0] != 0:
         return None
-    first, last = history.previews[steps[0]], history.previews[steps[-1]]
+    shown = chosen_step if chosen_step in history.previews else steps[-1]
+    first, last = history.previews[steps[0]], history.previews[shown]
     untrained = _by_prompt(first)
     pairs = []
     for key, file in _by_prompt(last).items():
@@ -46,13 +47,18 @@ def before_and_after(history: RunHistory) -> Html | None:
         el("div", el("h2", "Before and after", zh("训练前后")), class_="head"),
         el(
             "p",
-            f"The same prompts and seeds, rendered by the base model alone and with the LoRA of step {count(steps[-1])}.",
+            f"The same prompts and seeds, rendered by the base model alone and with the LoRA of step {count(shown)}.",
             class_="lead",
         ),
         el("div", pairs, class_="pairs"),
         id="before-after",
         data_pairs=True,
     )
+
+
+def _column(step: int, chosen_step: int | None) -> str:
+    mark = " ✔ finished file" if step == chosen_step else ""
+    return "base model" if step == 0 else f"step {count(step)}{mark}"
 
 
 def _by_prompt(previews: PreviewFiles) -> dict[tuple[str, int], Path]:
@@ -88,8 +94,8 @@ def _pair(prompt: str, before: Image, after: Image) -> Html:
     )
 
 
-def checkpoints_grid(history: RunHistory) -> Html | None:
-    """Prompts down, steps across."""
+def checkpoints_grid(history: RunHistory, chosen_step: int | None = None) -> Html | None:
+    """Prompts down, steps across; the finished file's step is marked."""
     steps = _spread(sorted(history.previews), _MAX_COLUMNS)
     if not steps:
         return None
@@ -106,8 +112,8 @@ def checkpoints_grid(history: RunHistory) -> Html | None:
         rows.append(
             el("tr", el("th", el("span", prompt or "(empty prompt)", class_="clamp", title=prompt), scope="row"), cells)
         )
-    heads = [el("th", "base model" if step == 0 else f"step {count(step)}", scope="col") for step in steps]
-    lead = "If an earlier column looks better than the last, use that step's file: later is not always better."
+    heads = [el("th", _column(step, chosen_step), scope="col") for step in steps]
+    lead = "If another column looks better to you than the finished file's, use that step's file in checkpoint-N."
     if len(steps) < len(history.previews):
         lead += f" {len(steps)} of {len(history.previews)} steps are shown; all pictures lie in the samples folder."
     return el(

@@ -278,6 +278,8 @@ def files(history: RunHistory, report: ReportFacts) -> Html | None:
         parts.append(el("ul", (_file(path) for path in paths), class_="files"))
         if any(path.suffix == ".safetensors" for path in paths):
             parts += [el("h3", "Where to put it", zh("放置位置")), _table(["Tool", "Folder"], _places(report.name))]
+    if report.chosen_why:
+        parts += [el("h3", "Why this step", zh("为何选这一步")), el("p", report.chosen_why)]
     if report.verification:
         parts += [el("h3", "What was checked", zh("校验结果")), _lines(report.verification, "good")]
     return _section("files", "Files", "输出文件", *parts) if parts else None

@@ -293,3 +293,19 @@ def test_long_run_stays_a_small_file(history: RunHistory) -> None:
     losses = [0.1 + i % 7 / 100 for i in range(100_000)]
     long = RunHistory(steps=list(range(1, 100_001)), losses=losses, reports=history.reports)
     assert len(render_report(long, ReportFacts())) < 150_000
+
+
+def test_the_finished_files_step_is_what_is_shown_and_explained(history: RunHistory) -> None:
+    page = Page(render_report(history, full_facts(chosen_step=20, chosen_why="Step 20 is better by 0.02 ± 0.01.")))
+    assert "with the LoRA of step 20" in page.by_id["before-after"]
+    assert "step 20 ✔ finished file" in page.by_id["previews"]
+    assert "step 40 ✔" not in page.by_id["previews"]
+    assert "Step 20 is better by 0.02 ± 0.01." in page.by_id["files"]
+    assert "holds the weights of step 20" in page.text
+    assert "第 20 步" in page.text
+
+
+def test_nothing_is_said_of_another_step_when_the_last_is_the_finished_file(history: RunHistory) -> None:
+    page = Page(render_report(history, full_facts(chosen_step=40)))
+    assert "holds the weights of" not in page.text
+    assert "with the LoRA of step 40" in page.by_id["before-after"]
