@@ -90,7 +90,7 @@ def test_run_leaves_everything_it_promises(settings: Settings, pictures: Path) -
 
 def test_training_lowers_the_loss(settings: Settings) -> None:
     seen = Losses()
-    train(settings(max_steps=60, save_steps=60, batch_size=8, learning_rate=2e-2), seen)
+    train(settings(max_steps=120, save_steps=120, batch_size=8, learning_rate=2e-2), seen)
     assert sum(seen.losses[-10:]) < 0.97 * sum(seen.losses[:10])
 
 
