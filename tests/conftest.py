@@ -14,7 +14,9 @@ from helpers import fault_page
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads that wait for each other cost more than they save
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # the models are tiny: threads that wait for each other cost more than they save
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

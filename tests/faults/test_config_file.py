@@ -114,9 +114,24 @@ def test_rank_above_the_layers_names_the_largest_possible_one(
 
 
 @pytest.mark.fault(21)
-def test_batch_above_the_data_set_is_told_and_trains_with_all_pictures(
+def test_batch_above_the_data_set_is_refused_with_the_largest_that_can_be_filled(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = commands.train(settings(batch_size=32, max_steps=1), tmp_path, capsys)
+    code, _, err = commands.train(settings(batch_size=32, max_steps=1), tmp_path, capsys)
+    assert code == 2
+    assert "batch_size: 32 is more than the 8 pictures of an epoch" in err
+    assert "Set batch_size: 8 or less" in err
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    code, _, err = commands.train(settings(batch_size=32, max_steps=1, repeats=4), tmp_path, capsys)
     assert code == 0, err
-    assert "batch_size: 32 x 1 is above the 8 pictures" in out
+
+
+@pytest.mark.fault(21)
+def test_default_batch_trains_a_folder_of_fewer_pictures(
+    settings: Settings, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = settings(max_steps=1, exclude=["02.png", "03.png", "04.png", "05.png", "06.png", "07.png"])
+    del values["batch_size"]
+    code, out, err = commands.train(values, tmp_path, capsys)
+    assert code == 0, err
+    assert "batch_size: 4 x 1 is above the 2 pictures" in out

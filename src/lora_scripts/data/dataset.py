@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.config import RunConfig, Size
 from lora_scripts.data.buckets import Fit, bucket_sizes, fit_into
 from lora_scripts.data.captions import with_trigger
-from lora_scripts.errors import DataError
+from lora_scripts.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lora_scripts.data.metadata import CaptionTable
@@ -107,6 +107,7 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
 
     Raises:
         DataError: the folder or the caption table cannot be used, or no picture is left to train on.
+        ConfigError: the batch size is more than all pictures.
     """
     from lora_scripts.data.metadata import read_captions
 
@@ -153,6 +154,7 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
     left_out += [item for item in examined if isinstance(item, LeftOut)]
     dataset = Dataset(examples, left_out, (*table.notes, *_useless_rows(table)))
     require_examples(dataset, folder)
+    _require_batch(config, dataset)
     return dataset
 
 
@@ -181,6 +183,16 @@ def require_folder(config: RunConfig) -> Path:
             f"train_data_dir: {config.train_data_dir}: no such folder. Put the pictures there, or correct the path."
         )
     return config.train_data_dir
+
+
+def _require_batch(config: RunConfig, dataset: Dataset) -> None:
+    """Raises ConfigError when the user wrote a batch that the data set can never fill; the default adapts in silence."""
+    uses = sum(example.repeats for example in dataset.examples)
+    if "batch_size" in config.model_fields_set and config.batch_size > uses:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} is more than the {uses} pictures of an epoch, so it is never filled. "
+            f"Set batch_size: {uses} or less, or add pictures."
+        )
 
 
 def require_examples(dataset: Dataset, folder: Path) -> None:
