@@ -78,9 +78,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--lr-scheduler", default="cosine", choices=["constant", "constant_with_warmup", "cosine"])
     parser.add_argument("--prompts", type=int, default=48, help="pictures rendered and read per file")
     parser.add_argument("--render-steps", type=int, default=20, help="denoising steps of a rendered picture")
-    parser.add_argument(
-        "--same-start", action="store_true", help="start ours from initial values of the size that the script draws"
-    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each process")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "style_vs_diffusers")
@@ -97,7 +94,7 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that shapes the figures, style and seed apart."""
     from lora_scripts.builtin.weights import builtin_path
 
-    shaping = ("steps", "rank", "learning_rate", "batch_size", "lr_scheduler", "prompts", "render_steps", "same_start")
+    shaping = ("steps", "rank", "learning_rate", "batch_size", "lr_scheduler", "prompts", "render_steps")
     base = hashlib.sha256()
     for file in sorted(builtin_path(BASE_MODEL).rglob("*.safetensors")):
         base.update(file.read_bytes())
@@ -243,31 +240,9 @@ def our_command(folder: Path, work: Path, style: str, seed: int, options: argpar
         "sample_every": 0,
         "log_steps": report_every(options),
     }
-    if options.same_start:
-        settings["init_lora_weights"] = str(draw_start(work / "start.safetensors", seed, options.rank))
     config = work / "config.yaml"
     config.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
     return [sys.executable, "-m", "lora_scripts", "train", "--config", str(config)]
-
-
-def draw_start(file: Path, seed: int, rank: int) -> Path:
-    """A LoRA that changes nothing yet, lora_A normal with a spread of 1 / rank as PEFT's "gaussian" draws it."""
-    import torch
-    from diffusers import UNet2DConditionModel
-    from safetensors.torch import save_file
-
-    from lora_scripts.builtin.weights import builtin_path
-
-    unet = UNet2DConditionModel.from_pretrained(builtin_path(BASE_MODEL), subfolder="unet")
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, layer in unet.named_modules():
-        if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
-            out, inside = layer.weight.shape
-            tensors[f"unet.{name}.lora_A.weight"] = torch.randn(rank, inside, generator=generator) / rank
-            tensors[f"unet.{name}.lora_B.weight"] = torch.zeros(out, rank)
-    save_file(tensors, file)
-    return file
 
 
 def example_command(folder: Path, work: Path, style: str, seed: int, options: argparse.Namespace) -> list[str]:
@@ -439,12 +414,11 @@ def tables(setup: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str:
             cells.append(f"{statistics.median(values):.{digits}f}{spread}")
         lines.append(f"| {'ours' if side == 'ours' else 'the example'} | {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {number}" for name, number in setup["versions"].items())
-    start = "Ours starts from initial values of the size that the example draws. " if setup["same_start"] else ""
     lines += [
         "",
         f"{setup['steps']} steps of batch {setup['batch_size']}, rank {setup['rank']}, rate {setup['learning_rate']:g}, "
         f"{setup['lr_scheduler']} with {setup['warmup_steps']} steps of warm-up; {setup['prompts']} prompts per file, "
-        f"{setup['render_steps']} denoising steps. {start}{setup['machine']}, threads per process: {setup['threads']}. "
+        f"{setup['render_steps']} denoising steps. {setup['machine']}, threads per process: {setup['threads']}. "
         f"{versions}. SHA-256 of the base's weights {setup['base_sha256'][:12]}, of the example script "
         f"{setup['script_sha256'][:12]}.",
     ]
