@@ -1,4 +1,4 @@
-"""The table of faults and the tests that inject them, written by a test run: `pytest --reliability-page docs/reliability.md`."""
+"""The table of faults and the tests that inject them, written by a test run: `pytest --reliability-page=docs/reliability.md`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTRO = """\
 
 What can go wrong, what the product does, and which tests inject it. All of them run without a GPU, on small models.
 
-This page is written by the test run itself: `pytest --reliability-page docs/reliability.md`.
+This page is written by the test run itself: `pytest --reliability-page=docs/reliability.md`.
 A test names the row it proves with `@pytest.mark.fault(N)`; the rows are in `tests/reliability/faults.yaml`.
 """
 
