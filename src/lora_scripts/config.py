@@ -212,7 +212,7 @@ class ValidationSettings(Section):
     validate_every: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Measure the validation loss every so many steps; 0 never. auto: at every save, or more seldom, so that it takes at most 3 % of the run."""
     keep: Literal["best", "last"] = "best"
-    """Which saved step becomes the finished file. best: the last one, unless an earlier one is better by more than the noise of the measurement."""
+    """Which saved step becomes the finished file. best: the last one, unless an earlier one is better by 2 % and by more than the noise of the measurement."""
     early_stopping: Annotated[int, Field(ge=0)] = 0
     """End the run after so many measurements in a row without an improvement of the validation loss beyond its noise; 0 never."""
 

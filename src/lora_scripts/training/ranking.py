@@ -1,7 +1,8 @@
 """Which saved step becomes the finished file, and when a run has nothing more to gain.
 
 The rule is on the side of the last step: style is learnt late, and a small held-out set is noisy. An earlier step is chosen
-only when its loss on the same pictures with the same noise is lower by more than the scatter between pictures explains.
+only when its loss on the same pictures with the same noise is lower by more than the scatter between pictures explains,
+and by an amount that matters.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ __all__ = ["Choice", "Judge", "beyond_noise", "choose", "num_stalled", "read_val
 # One-sided 95 % points of Student's t by degrees of freedom: with two pictures a difference must be large to mean anything.
 _T95 = {1: 6.31, 2: 2.92, 3: 2.35, 4: 2.13, 5: 2.02, 6: 1.94, 7: 1.89, 8: 1.86, 9: 1.83, 10: 1.81}
 _T95_MANY = 1.75
+SMALLEST_GAIN = 0.02
+"""Share of the held-out loss by which an earlier step must be lower: with two pictures a difference far too small to be
+seen can agree by chance to the fourth digit."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,22 @@ def beyond_noise(change: Estimate, num_pictures: int) -> bool:
 
 
 def choose(validations: Sequence[Validation], saved: Collection[int], last: int) -> Choice:
-    """The last step, or the saved step with the lowest held-out loss where that is lower beyond the noise."""
+    """The last step, or the saved step with the lowest held-out loss where that is lower beyond the noise and by more than 2 %."""
     measured = {each.step: each for each in validations if each.step in saved}
     if last not in measured or len(measured) < 2:
         return Choice(last, f"Step {last}, the last one, is the finished file; there is no measurement to choose by.")
     final = measured[last]
     changes = {step: paired(each.held_out, final.held_out) for step, each in measured.items() if step != last}
-    better = [step for step, change in changes.items() if beyond_noise(change, len(final.held_out))]
+    better = [
+        step
+        for step, change in changes.items()
+        if beyond_noise(change, len(final.held_out)) and -change.mean > SMALLEST_GAIN * final.loss
+    ]
     if not better:
         nearest = min(changes, key=lambda step: changes[step].mean)
         return Choice(
             last,
-            f"Step {last}, the last one, is the finished file: no earlier saved step has a lower held-out loss beyond the noise "
+            f"Step {last}, the last one, is the finished file: no earlier saved step has a held-out loss lower by 2 % and beyond the noise "
             f"(step {nearest} comes nearest, {changes[nearest]} on {len(final.held_out)} pictures).",
         )
     best = min(better, key=lambda step: changes[step].mean)

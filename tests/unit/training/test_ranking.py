@@ -29,6 +29,11 @@ def test_earlier_step_is_chosen_when_every_picture_is_better_there() -> None:
     assert "0.2125 instead of 0.2350" in choice.why
 
 
+def test_difference_too_small_to_matter_is_none_however_well_the_pictures_agree() -> None:
+    history = [at(100, 0.1161, 0.1171, 0.1151, 0.1161), at(200, 0.1165, 0.1175, 0.1155, 0.1165)]
+    assert choose(history, {100, 200}, 200).step == 200
+
+
 def test_step_that_is_not_saved_is_never_chosen() -> None:
     history = [at(100, 0.0, 0.0, 0.0, 0.01), at(200, 0.12, 0.22, 0.33, 0.27)]
     assert choose(history, {200}, 200).step == 200
