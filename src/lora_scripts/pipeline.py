@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,8 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     import torch
 
     from lora_scripts.advice import advise
-    from lora_scripts.data.cache import EncodingCache
+    from lora_scripts.attaching import attach_adapter
+    from lora_scripts.data.cache import EncodingCache, cache_folder
     from lora_scripts.data.captions import CaptionSettings
     from lora_scripts.data.dataset import open_dataset, require_folder
     from lora_scripts.data.encoded import encode_all
@@ -94,7 +95,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
         dataset,
         family.encoders(),
         captions,
-        EncodingCache(_cache_folder(config)),
+        EncodingCache(cache_folder(config)),
         flip=config.flip,
         num_workers=4 if config.num_workers == "auto" else config.num_workers,
         progress=progress,
@@ -111,7 +112,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     events.note(parts.note)
 
     # The trainable layers, and the order in which examples come.
-    adapter = _attach(family, config, events)
+    adapter = attach_adapter(family, config, events)
     plan = StepPlan(
         [example.name for example in dataset.examples],
         [example.fit.bucket for example in dataset.examples],
@@ -189,52 +190,9 @@ def list_targets(base_model: str) -> list[str]:
     ]
 
 
-def _attach(family: ModelFamily, config: RunConfig, events: Events) -> Adapter:
-    """The adapter on the chosen layers, fresh or with the weights of an older LoRA."""
-    from lora_scripts.adapters.lora import attach
-    from lora_scripts.adapters.targets import split_targets
-    from lora_scripts.export.names import layer_shapes
-    from lora_scripts.export.reader import read_lora_file
-
-    components = dict(family.components)
-    if not config.train_text_encoder:
-        components.pop("text_encoder", None)
-    targets: Mapping[str, Sequence[str]] = {name: family.default_targets[name] for name in components}
-    if config.target_modules is not None:
-        targets = split_targets(components, config.target_modules)
-    older = None
-    if config.init_lora_weights is not None:
-        older = read_lora_file(config.init_lora_weights, layer_shapes(family.components))
-    adapter = attach(
-        components,
-        targets,
-        rank=config.lora_rank,
-        alpha=config.alpha,
-        dropout=config.lora_dropout,
-        seed=config.seed,
-        init=config.lora_init,
-    )
-    if older is not None:
-        for line in adapter.load_weights(older.weights, strict=False):
-            events.note(line)
-        events.note(f"Training goes on from {config.init_lora_weights}, with a fresh optimizer.")
-    return adapter
-
-
 def _rate(config: RunConfig, component: str) -> float:
     own = config.text_encoder_learning_rate
     return own if component.startswith("text_encoder") and own is not None else config.learning_rate
-
-
-def _cache_folder(config: RunConfig) -> Path:
-    """`.cache` beside the pictures, so that all runs on them share it; in the output folder where that is read-only."""
-    import os
-
-    if config.cache_dir is not None:
-        return config.cache_dir
-    if os.access(config.train_data_dir, os.W_OK):
-        return config.train_data_dir / ".cache"
-    return config.output_dir / "cache"
 
 
 def _cut_captions(family: ModelFamily, dataset: Dataset) -> list[str]:

@@ -16,9 +16,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["EncodingCache", "cache_key"]
+    from lora_scripts.config import RunConfig
+
+__all__ = ["EncodingCache", "cache_folder", "cache_key"]
 
 FORMAT = 1
+
+
+def cache_folder(config: RunConfig) -> Path:
+    """`.cache` beside the pictures, so that all runs on them share it; in the output folder where that is read-only."""
+    if config.cache_dir is not None:
+        return config.cache_dir
+    if os.access(config.train_data_dir, os.W_OK):
+        return config.train_data_dir / ".cache"
+    return config.output_dir / "cache"
 
 
 def cache_key(fingerprint: str, **shaped_by: object) -> str:
