@@ -19,6 +19,7 @@ INTERRUPTED = 130
 def build_parser() -> argparse.ArgumentParser:
     """All sub-commands; each stores the function that runs it under `run`."""
     from lora_scripts.captioners.command import add_arguments as add_label_arguments
+    from lora_scripts.check_command import add_arguments as add_check_arguments
     from lora_scripts.sampling.command import add_arguments as add_sample_arguments
 
     parser = argparse.ArgumentParser(
@@ -38,6 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     label = commands.add_parser("label", help="write captions for a folder of pictures")
     add_label_arguments(label)
     label.set_defaults(run=_label)
+
+    check = commands.add_parser("check", help="say what is wrong with a data set and what a run will take, before it")
+    add_check_arguments(check)
+    check.set_defaults(run=_check)
 
     train = commands.add_parser("train", help="train a LoRA from one YAML file")
     train.add_argument("--config", type=Path, required=True, help="the run's settings, see configs/")
@@ -91,6 +96,12 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _label(arguments: argparse.Namespace) -> int:
     from lora_scripts.captioners.command import run
+
+    return run(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from lora_scripts.check_command import run
 
     return run(arguments)
 

@@ -1,0 +1,195 @@
+"""One forward and one backward pass of the largest shape, measured for time and memory; nothing of it stays."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_scripts.config import RunConfig, Size
+from lora_scripts.data.cache import EncodingCache
+from lora_scripts.data.captions import CaptionSettings
+from lora_scripts.data.dataset import Dataset, Example
+from lora_scripts.data.encoded import EncodedDataset, encode_all
+from lora_scripts.data.sampler import Sample
+from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES
+from lora_scripts.training.draws import Draws
+from lora_scripts.training.memory import memory_now, reset_peak
+from lora_scripts.training.micro_batches import is_out_of_memory
+
+if TYPE_CHECKING:
+    from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.families.protocol import ModelFamily
+
+__all__ = ["LoadedModel", "StepMeasurement", "largest_pass", "measure_step"]
+
+SLOW_S = 5.0
+"""A pass that takes longer is not repeated: what its first time costs more is then little of it."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The frozen model of a run, where it will train."""
+
+    family: ModelFamily
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class StepMeasurement:
+    """What one pass took.
+
+    Attributes:
+        bucket: its shape in pixels.
+        wanted: examples of the largest pass as the config has it.
+        fitted: how many of them went in at once; 0 when not even one did.
+        seconds: of one pass with `fitted` examples.
+        peak_bytes: the most memory in use, with what the optimizer will add.
+        device_bytes: memory of the device, None where it is not known.
+        finite: whether the loss was a finite number.
+        encoded_bytes: of one picture and its caption in the cache.
+    """
+
+    bucket: Size
+    wanted: int
+    fitted: int
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    device_bytes: int | None = None
+    finite: bool = True
+    encoded_bytes: int = 0
+
+
+def largest_pass(examples: Sequence[Example], batch_size: int) -> list[Example]:
+    """The examples of the pass with the most pixels; a shape that cannot fill a batch makes smaller passes."""
+    uses: Counter[Size] = Counter()
+    for example in examples:
+        uses[example.fit.bucket] += example.repeats
+    size = {bucket: min(batch_size, number) for bucket, number in uses.items()}
+    bucket = max(size, key=lambda b: (b[0] * b[1] * size[b], b))
+    inside = [example for example in examples if example.fit.bucket == bucket]
+    return [inside[i % len(inside)] for i in range(size[bucket])]
+
+
+def measure_step(
+    model: LoadedModel, adapter: Adapter, config: RunConfig, dataset: Dataset, cache: EncodingCache
+) -> StepMeasurement:
+    """Encodes one batch, runs it forward and backward, and clears up: weights, gradients, random state are as before.
+
+    When the batch does not fit into memory, halves of it are tried, as the run will do. The encoders are still on the
+    device, so the peak is a little above that of the run.
+
+    Raises:
+        DataError: one of the pictures was changed since the data set was listed.
+    """
+    examples = largest_pass(dataset.examples, config.batch_size)
+    bucket, wanted = examples[0].fit.bucket, len(examples)
+    device = model.device
+    try:
+        data = _encode(model, config, dataset, examples, cache)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return StepMeasurement(bucket, wanted, 0, device_bytes=_device_bytes(device))
+    _clear(device)
+    reset_peak(device)
+
+    fitted, seconds, finite = wanted, None, True
+    # Kernels are chosen and buffers made in a first pass, which may take a hundred times as long: one example pays for it.
+    if _pass(model, adapter, config, data, 1) is None:
+        fitted = 0
+    while fitted and seconds is None:
+        timed = _pass(model, adapter, config, data, fitted)
+        if timed is None:
+            fitted = (fitted + 1) // 2 if fitted > 1 else 0
+            reset_peak(device)
+        else:
+            seconds, finite = timed
+    peak = memory_now(device).peak_bytes + adapter.num_parameters * OPTIMIZER_BYTES[config.optimizer]
+    return StepMeasurement(
+        bucket,
+        wanted,
+        fitted,
+        seconds or 0.0,
+        peak,
+        _device_bytes(device),
+        finite,
+        _encoded_bytes(data),
+    )
+
+
+def _encode(
+    model: LoadedModel, config: RunConfig, dataset: Dataset, examples: Sequence[Example], cache: EncodingCache
+) -> EncodedDataset:
+    few = replace(
+        dataset, examples=list({example.name: example for example in examples}.values()), left_out=[], notes=[]
+    )
+    return encode_all(few, model.family.encoders(), CaptionSettings.of(config), cache, flip=config.flip, num_workers=2)
+
+
+def _pass(
+    model: LoadedModel, adapter: Adapter, config: RunConfig, data: EncodedDataset, size: int
+) -> tuple[float, bool] | None:
+    """Seconds of a pass over `size` examples and whether its loss was finite, or None when memory ran out."""
+    samples = [Sample(i % len(data.dataset.examples), f"preflight/{i}", (i / size, 1 / size)) for i in range(size)]
+    try:
+        return _timed(model, adapter, config, data, samples)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    finally:
+        adapter.zero_grad()
+        _clear(model.device)
+
+
+def _timed(
+    model: LoadedModel, adapter: Adapter, config: RunConfig, data: EncodedDataset, samples: Sequence[Sample]
+) -> tuple[float, bool]:
+    batch = data.batch(samples, model.device)
+    # Dropout draws from the global generator: the run must find it as if no check had been.
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        for again in (False, True):
+            began = time.perf_counter()
+            loss = model.family.loss(batch, Draws(config.seed))
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            _wait_for(model.device)
+            seconds = time.perf_counter() - began
+            if again or seconds > SLOW_S:
+                break
+    return seconds, bool(loss.total.isfinite())
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _clear(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _device_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
+def _encoded_bytes(data: EncodedDataset) -> int:
+    rows = [*list(data.images.values())[:1], *list(data.texts.values())[:1]]
+    return sum(tensor.numel() * tensor.element_size() for row in rows for tensor in row.values())

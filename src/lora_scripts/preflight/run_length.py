@@ -1,0 +1,50 @@
+"""How many steps a run has, known from the number of pictures before any is encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_scripts.config import RunConfig
+from lora_scripts.data.dataset import Example
+from lora_scripts.data.split import num_held_out
+from lora_scripts.training.checkpoint import list_checkpoints
+
+__all__ = ["RunLength", "run_length"]
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """Steps of a run.
+
+    Attributes:
+        done: steps that the newest checkpoint in the output folder holds.
+    """
+
+    steps_per_epoch: int
+    max_steps: int
+    done: int = 0
+
+    @property
+    def to_do(self) -> int:
+        return max(0, self.max_steps - self.done)
+
+
+def run_length(config: RunConfig, examples: Sequence[Example]) -> RunLength:
+    """As the run will count them: pictures held out for validation are taken off at the average of their repeats.
+
+    Raises:
+        DataError: more pictures would be held out than half.
+    """
+    uses = sum(example.repeats for example in examples)
+    held_out = num_held_out(config.validation_pictures, len(examples))
+    trained = round(uses * (1 - held_out / max(1, len(examples))))
+    # Left-overs of the shapes are put together into mixed steps, so an epoch is as short as it can be.
+    per_epoch = max(1, -(-trained // (config.batch_size * config.gradient_accumulation_steps)))
+    return RunLength(per_epoch, config.max_steps or (config.epochs or 10) * per_epoch, _steps_done(config.output_dir))
+
+
+def _steps_done(output_dir: Path) -> int:
+    found = list_checkpoints(output_dir)
+    return int(found[-1].name.removeprefix("checkpoint-")) if found else 0
