@@ -161,10 +161,10 @@ def demo_config(output: Path, style: str, seed: int) -> RunConfig:
         "lora_rank": 16,
         "target_modules": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"],
         "batch_size": 8,
-        "max_steps": 300,
-        "learning_rate": 2.5e-3,
+        "max_steps": 400,
+        "learning_rate": 3e-3,
         "caption_dropout": 0.1,
-        "save_steps": 75,
+        "save_steps": 100,
         "seed": seed,
         "sample_guidance": GUIDANCE,
         "sample_prompts": [
