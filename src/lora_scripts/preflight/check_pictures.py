@@ -181,11 +181,13 @@ def _framed(measured: Sequence[tuple[Example, PictureFacts]]) -> Iterable[Findin
 
 def _marked(measured: Sequence[tuple[Example, PictureFacts]]) -> Iterable[Finding]:
     marks: Mapping[str, Sequence[int]] = common_marks([facts.patches for _, facts in measured])
-    for place, carriers in marks.items():
+    if marks:
+        # A long mark reaches from one place into the next.
+        carriers = sorted({i for positions in marks.values() for i in positions})
         yield Finding(
             "amber",
             "common-mark",
-            f"{len(carriers)} pictures show the same mark in the {place}: a watermark, logo, date or signature would be learnt.",
+            f"{len(carriers)} pictures show the same mark in the {' and '.join(marks)}: a watermark, logo, date or signature would be learnt.",
             [measured[i][0].name for i in carriers],
             "Crop or paint it away, unless it belongs to the style.",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,8 +66,8 @@ def find_synonyms(captions: Sequence[str]) -> list[SideBySide]:
     for group in GROUPS:
         users = {word: [i for i, text in enumerate(plain) if _holds(text, word)] for word in group}
         # A caption that holds two of the words means two things by them: "a man and a boy".
-        uses = [i for where in users.values() for i in where]
-        alone = {word: [i for i in where if uses.count(i) == 1] for word, where in users.items()}
+        uses = Counter(i for where in users.values() for i in where)
+        alone = {word: [i for i in where if uses[i] == 1] for word, where in users.items()}
         _add(found, alone)
     return found
 
