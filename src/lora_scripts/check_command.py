@@ -77,7 +77,8 @@ def _check_config(arguments: argparse.Namespace) -> Report:
     family = family_class(source.family).load(source, config, device, dtype)
     resolution = config.resolution or (family.default_resolution, family.default_resolution)
     try:
-        dataset = open_dataset(config, resolution)
+        # A batch larger than the data set is refused there; here it is a finding, beside what made the data set so small.
+        dataset = open_dataset(config.model_copy(update={"batch_size": 1}), resolution)
     except DataError as error:
         return _nothing_to_train(error)
     return preflight(

@@ -21,7 +21,25 @@ MOST_UNEVEN = 10
 
 def check_shapes(examples: Sequence[Example], config: RunConfig, length: RunLength) -> list[Finding]:
     """All findings about shapes, steps and repeats."""
-    return [*_lonely(examples, config), *_uneven(examples), *_steps(examples, config, length)] if examples else []
+    if not examples:
+        return []
+    return [
+        *_never_filled(examples, config),
+        *_lonely(examples, config),
+        *_uneven(examples),
+        *_steps(examples, config, length),
+    ]
+
+
+def _never_filled(examples: Sequence[Example], config: RunConfig) -> Iterable[Finding]:
+    uses = sum(example.repeats for example in examples)
+    if "batch_size" in config.model_fields_set and config.batch_size > uses:
+        yield Finding(
+            "red",
+            "batch-never-filled",
+            f"batch_size: {config.batch_size} is more than the {count(uses, 'picture')} of an epoch; the run refuses it.",
+            remedy=f"Set batch_size: {uses} or less, or add pictures.",
+        )
 
 
 def _lonely(examples: Sequence[Example], config: RunConfig) -> Iterable[Finding]:

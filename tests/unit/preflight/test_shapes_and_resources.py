@@ -47,6 +47,14 @@ def test_shapes_that_fill_their_batches_are_only_counted(tmp_path: Path) -> None
     assert found[0].text == "30 steps of batch 4, 3 per epoch; each picture is seen about 10 times."
 
 
+def test_written_batch_above_the_epoch_is_red(tmp_path: Path) -> None:
+    these = examples((SQUARE, 3))
+    settings = config(tmp_path, batch_size=4)
+    finding = check_shapes(these, settings, run_length(settings, these))[0]
+    assert (finding.level, finding.code) == ("red", "batch-never-filled")
+    assert codes(check_shapes(these, config(tmp_path), run_length(settings, these))) == ["steps"]
+
+
 def test_shapes_below_a_batch_are_named(tmp_path: Path) -> None:
     these = examples((SQUARE, 4), (WIDE, 3), ((320, 704), 1))
     settings = config(tmp_path, batch_size=4)
