@@ -14,7 +14,7 @@ from lora_scripts.preflight.wording import count, some
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["report_lines", "show_report"]
+__all__ = ["report_lines", "report_notes", "show_report"]
 
 Line = tuple[str, str]
 """A style of rich, and the text."""
@@ -36,6 +36,17 @@ def show_report(report: Report, stream: TextIO | None = None) -> None:
     height = shutil.get_terminal_size().lines - 2 if console.is_terminal else PLAIN_HEIGHT
     for style, text in report_lines(report, width, height):
         console.print(Text(text, style), soft_wrap=True)
+
+
+def report_notes(report: Report) -> list[tuple[str, bool]]:
+    """The report for a run's log: one line per finding, and whether it is a warning; what is only counted is left out."""
+    lines = []
+    for finding in report.worst_first:
+        if finding.level == "note" and finding.code != "prediction":
+            continue
+        named = f" ({_named(finding)})" if finding.names else ""
+        lines.append((f"{finding.text}{named} {finding.remedy}".strip(), finding.level != "note"))
+    return lines
 
 
 def _console(stream: TextIO) -> Console:

@@ -7,7 +7,7 @@ import pytest
 
 from lora_scripts.errors import DataError
 from lora_scripts.preflight.findings import Finding, Prediction, Report
-from lora_scripts.preflight.terminal import report_lines, show_report
+from lora_scripts.preflight.terminal import report_lines, report_notes, show_report
 
 RED = Finding("red", "unreadable", "3 of 9 pictures cannot be read.", ["a.png", "b.png", "c.png"], "Copy them again.")
 AMBER = Finding("amber", "blurred", "1 picture is blurred.", ["d.png"], "Replace it.", {"d.png": "very"})
@@ -77,3 +77,10 @@ def test_report_fits_one_screen_and_never_hides_what_is_red() -> None:
     assert max(map(len, lines)) <= 80
     assert sum("Red" in line for line in lines) == 12
     assert any("... and 11 more findings; --json lists everything." in line for line in lines)
+
+
+def test_a_runs_log_gets_one_line_per_finding_and_the_prediction() -> None:
+    told = report_notes(Report([*REPORT.findings, Finding("note", "prediction", "Predicted: 3 min.")], 6, 9))
+    assert told[0] == ("3 of 9 pictures cannot be read. (a.png, b.png, c.png) Copy them again.", True)
+    assert told[2] == ("1 picture is blurred. (d.png (very)) Replace it.", True)
+    assert told[3:] == [("Predicted: 3 min.", False)]
