@@ -15,6 +15,8 @@ Level = Literal["red", "amber", "note"]
 
 _ORDER: Mapping[Level, int] = {"red": 0, "amber": 1, "note": 2}
 JSON_FORMAT = 1
+SHOWN_DETAILS = 20
+"""Pictures that an error message names one by one."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,15 @@ class Report:
         return 2 if self.blocked and not force else 0
 
     def require_good(self, force: bool = False) -> None:
-        """Raises DataError with everything red, unless `force` is set."""
+        """Raises DataError with everything red and what is known of single pictures, unless `force` is set."""
         if self.exit_code(force) == 0:
             return
-        red = [f"{finding.text} {finding.remedy}".strip() for finding in self.worst_first if finding.level == "red"]
-        raise DataError("\n".join([*red, "The run was not started. --force starts it all the same."]))
+        lines = []
+        for finding in self.worst_first:
+            if finding.level == "red":
+                lines.append(f"{finding.text} {finding.remedy}".strip())
+                lines += [f"  {name}: {detail}" for name, detail in list(finding.details.items())[:SHOWN_DETAILS]]
+        raise DataError("\n".join([*lines, "The run was not started. --force starts it all the same."]))
 
     def to_json(self) -> dict[str, Any]:
         """The report as docs/checks.md describes it: plain JSON values, findings worst first."""

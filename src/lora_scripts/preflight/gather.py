@@ -20,7 +20,7 @@ __all__ = ["DataFacts", "gather"]
 
 Progress = Callable[[str, int, int], None]
 KIND = "facts"
-"""Folder in the cache, and what progress is told under."""
+"""Folder in the cache."""
 
 
 @dataclass(frozen=True)
@@ -105,5 +105,5 @@ def _measure_all(
                 failed.append(facts)
             else:
                 found[example.name] = facts
-            progress(KIND, done, len(examples))
+            progress("check", done, len(examples))
     return found, failed

@@ -31,7 +31,7 @@ def check_data(
 
     Args:
         cut: the part of a caption that the text encoder reads; None leaves the token limit out.
-        progress: told ("facts", done, total) while pictures are measured; may raise to stop.
+        progress: told ("check", done, total) while pictures are measured; may raise to stop.
     """
     facts = gather(config, dataset, cache, progress)
     return Report(_data_findings(config, facts, cut), len(facts.examples), facts.num_pictures)

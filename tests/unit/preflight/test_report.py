@@ -29,6 +29,12 @@ def test_red_blocks_unless_forced() -> None:
     REPORT.require_good(force=True)
 
 
+def test_refusal_tells_the_reason_of_every_picture() -> None:
+    details = {f"{i}.png": f"reason {i}" for i in range(3)}
+    with pytest.raises(DataError, match=r"Bad\.\n  0\.png: reason 0\n  1\.png: reason 1\n  2\.png: reason 2\n"):
+        Report([Finding("red", "unreadable", "Bad.", list(details), "", details)], 0, 3).require_good()
+
+
 def test_amber_and_notes_do_not_block() -> None:
     report = Report([AMBER, NOTE], 8, 8)
     assert report.exit_code() == 0
