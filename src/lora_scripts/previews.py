@@ -67,19 +67,19 @@ class Previews:
         self.last: Preview | None = None
 
     def render(self, step: int) -> None:
-        if not self.requests:
-            return
-        with evaluation_weights(self._optimizer), self._adapter.strength(1.0):
-            images = self._family.sample(self.requests)
-        self.last = Preview(step, [request.prompt for request in self.requests], images)
-        self._events.previewed(self.last)
+        if self.requests:
+            self.last = self._preview(step)
+            self._events.previewed(self.last)
 
     def repeat(self, step: int) -> None:
         """Renders once more for a saved step whose weights were put back, for the card; the listeners know it already."""
         if self.requests:
-            with evaluation_weights(self._optimizer), self._adapter.strength(1.0):
-                images = self._family.sample(self.requests)
-            self.last = Preview(step, [request.prompt for request in self.requests], images)
+            self.last = self._preview(step)
+
+    def _preview(self, step: int) -> Preview:
+        with evaluation_weights(self._optimizer), self._adapter.strength(1.0):
+            images = self._family.sample(self.requests)
+        return Preview(step, [request.prompt for request in self.requests], images)
 
     def infotext(self, number: int, base_model: str) -> str:
         """One request as the WebUI writes it into a picture."""

@@ -13,34 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_scripts.config import RunConfig
+from helpers.seen import train
 from lora_scripts.errors import TrainingError
 from lora_scripts.families.sd15 import StableDiffusion15
-from lora_scripts.train_command import train_and_report
-from lora_scripts.training.events import Listener, StepReport
 from lora_scripts.training.record import read_record
 
 Settings = Callable[..., dict[str, Any]]
-
-
-class Seen(Listener):
-    """Keeps losses, averages, rates and notes."""
-
-    def __init__(self) -> None:
-        self.reports: list[StepReport] = []
-        self.notes: list[str] = []
-
-    def stepped(self, report: StepReport) -> None:
-        self.reports.append(report)
-
-    def note(self, text: str, level: str = "info") -> None:
-        self.notes.append(text)
-
-
-def train(values: dict[str, Any], *more: Listener) -> Seen:
-    seen = Seen()
-    train_and_report(RunConfig.model_validate(values), more=[seen, *more])
-    return seen
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], factor: float) -> None:

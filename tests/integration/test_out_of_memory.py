@@ -10,11 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_scripts.config import RunConfig
+from helpers.seen import train
 from lora_scripts.errors import TrainingError
 from lora_scripts.families.sd15 import StableDiffusion15
-from lora_scripts.train_command import train_and_report
-from lora_scripts.training.events import Listener
 
 Settings = Callable[..., dict[str, Any]]
 OUT_OF_MEMORY = {
@@ -23,20 +21,6 @@ OUT_OF_MEMORY = {
         "[enforce fail at alloc_cpu.cpp:118] data. DefaultCPUAllocator: not enough memory: you tried ..."
     ),
 }
-
-
-class Notes(Listener):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str, level: str = "info") -> None:
-        self.notes.append(text)
-
-
-def train(values: dict[str, Any]) -> list[str]:
-    notes = Notes()
-    train_and_report(RunConfig.model_validate(values), more=[notes])
-    return notes.notes
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int, error: RuntimeError) -> list[int]:
@@ -65,7 +49,7 @@ def test_passes_get_smaller_and_the_result_stays(
     train(values("whole"))
     with monkeypatch.context() as patched:
         sizes = limit_memory(patched, 1, OUT_OF_MEMORY[kind])
-        notes = train(values("cut"))
+        notes = train(values("cut")).notes
     assert sizes[:5] == [4, 4, 4, 2, 1]
     assert set(sizes[5:]) == {1}
     assert any("Out of memory with 4 examples at once. The run goes on with 2" in note for note in notes)

@@ -12,32 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from conftest import draw_pictures
-from lora_scripts.config import RunConfig
-from lora_scripts.train_command import train_and_report
-from lora_scripts.training.events import Listener, Validation
+from helpers.seen import train
 from lora_scripts.training.record import read_record
 
 Settings = Callable[..., dict[str, Any]]
-
-
-class Seen(Listener):
-    """Keeps measurements and notes."""
-
-    def __init__(self) -> None:
-        self.validations: list[Validation] = []
-        self.notes: list[str] = []
-
-    def validated(self, validation: Validation) -> None:
-        self.validations.append(validation)
-
-    def note(self, text: str, level: str = "info") -> None:
-        self.notes.append(text)
-
-
-def train(values: dict[str, Any], *more: Listener) -> Seen:
-    seen = Seen()
-    train_and_report(RunConfig.model_validate(values), more=[seen, *more])
-    return seen
 
 
 @pytest.fixture

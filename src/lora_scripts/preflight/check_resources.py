@@ -10,6 +10,7 @@ from lora_scripts.preflight.findings import Finding, Prediction
 from lora_scripts.preflight.model_step import StepMeasurement
 from lora_scripts.preflight.run_length import RunLength
 from lora_scripts.preflight.wording import count, gigabytes, minutes
+from lora_scripts.training.validation import FORWARD_SHARE, LARGEST_SHARE
 
 __all__ = ["check_disk", "check_step", "predict", "prediction_note"]
 
@@ -17,10 +18,6 @@ TIGHT_DISK = 0.8
 """Share of the free room from which something else that grows can end the run."""
 TIGHT_MEMORY = 0.92
 """Share of the device's memory; drivers and the desktop take the rest, and Windows moves tensors to slow memory."""
-FORWARD_SHARE = 0.4
-"""Time of a forward pass, as a share of forward and backward through frozen layers with an adapter."""
-VALIDATION = 1.03
-"""A run spends at most 3 % of its time on the validation loss."""
 WAYS_TO_FIT = (
     "Close other programs that use the device; then batch_size: 1 with more gradient_accumulation_steps, "
     "gradient_checkpointing: true, a smaller resolution, train_text_encoder: false."
@@ -103,7 +100,7 @@ def predict(
     rendered = length.to_do // config.preview_every + 1 if config.preview_every else 0
     # With guidance each denoising step computes two pictures.
     picture_seconds = config.sample_steps * 2 * FORWARD_SHARE * step.seconds / step.fitted
-    total = length.to_do * step_seconds * VALIDATION + rendered * previews * picture_seconds
+    total = length.to_do * step_seconds * (1 + LARGEST_SHARE) + rendered * previews * picture_seconds
     return Prediction(length.to_do, disk, free, step_seconds, total, step.peak_bytes, step.device_bytes)
 
 

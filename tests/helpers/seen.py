@@ -1,0 +1,36 @@
+"""A run with a listener that keeps what it is told, for tests that look at it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_scripts.config import RunConfig
+from lora_scripts.train_command import train_and_report
+from lora_scripts.training.events import Listener, StepReport, Validation
+
+__all__ = ["Seen", "train"]
+
+
+class Seen(Listener):
+    """Keeps reports, measurements and notes, in order."""
+
+    def __init__(self) -> None:
+        self.reports: list[StepReport] = []
+        self.validations: list[Validation] = []
+        self.notes: list[str] = []
+
+    def stepped(self, report: StepReport) -> None:
+        self.reports.append(report)
+
+    def validated(self, validation: Validation) -> None:
+        self.validations.append(validation)
+
+    def note(self, text: str, level: str = "info") -> None:
+        self.notes.append(text)
+
+
+def train(values: dict[str, Any], *more: Listener) -> Seen:
+    """The whole training command on these settings, and what it told."""
+    seen = Seen()
+    train_and_report(RunConfig.model_validate(values), more=[seen, *more])
+    return seen
