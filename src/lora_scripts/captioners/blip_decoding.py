@@ -168,7 +168,8 @@ class _State:
     def step(self, token_ids: Tensor) -> Tensor:
         """[B,K,V] scores of the next token after adding [B,K] `token_ids` to the texts so far."""
         batch, num_candidates = token_ids.shape
-        hidden = self.decoder.bert.embeddings(token_ids.reshape(-1, 1), past_key_values_length=self.position)
+        place = torch.full((1, 1), self.position, dtype=torch.long, device=token_ids.device)
+        hidden = self.decoder.bert.embeddings(token_ids.reshape(-1, 1), position_ids=place)
         for index, layer in enumerate(self.layers):
             own = layer.attention.self
             keys, values = self.own_keys[index], self.own_values[index]
@@ -184,7 +185,7 @@ class _State:
             mixed = _attend(query, self.picture_keys[index], self.picture_values[index])
             mixed = mixed.transpose(1, 2).reshape(batch * num_candidates, 1, -1)
             hidden = layer.crossattention.output(mixed, hidden)
-            hidden = layer.feed_forward_chunk(hidden)
+            hidden = layer.output(layer.intermediate(hidden), hidden)
         self.position += 1
         logits: Tensor = self.decoder.cls(hidden)
         return logits.view(batch, num_candidates, -1)
