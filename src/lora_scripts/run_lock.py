@@ -162,7 +162,7 @@ def _take_away(path: Path, expected: bytes) -> None:
 def _read_bytes(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
