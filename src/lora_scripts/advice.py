@@ -45,13 +45,4 @@ def advise(config: RunConfig, dataset: Dataset, max_steps: int, uses_per_epoch: 
         lines.append(
             f"lora_rank: {config.lora_rank} makes a large file and learns single pictures by heart; 8 to 32 is usual."
         )
-    named = [example.caption for example in dataset.examples if example.caption]
-    if pictures and len(named) < pictures:
-        lines.append(
-            f"{pictures - len(named)} pictures have no caption: label them with `lora-scripts label --input {config.train_data_dir}`."
-        )
-    if len(named) > 8 and len(set(named)) == 1 and not config.trigger_word:
-        lines.append(
-            "all captions are the same: describe what differs between the pictures, or the LoRA cannot be steered."
-        )
     return [f"Advice: {line}" for line in lines]

@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--keep", choices=["best", "last"], help="which saved step becomes the finished file (default: best)"
     )
+    train.add_argument("--force", action="store_true", help="train also when the check of the data finds something red")
     train.set_defaults(run=_train)
 
     sample = commands.add_parser("sample", help="render prompts with LoRA files, or a grid of checkpoints")
@@ -114,7 +115,7 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     from lora_scripts.train_command import train_command  # after the config is known to be good: it brings torch
 
-    return train_command(config, advice)
+    return train_command(config, advice, arguments.force)
 
 
 def _sample(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_scripts.data.encoded import EncodedDataset
     from lora_scripts.families.protocol import ModelFamily
     from lora_scripts.models.source import BaseModel
+    from lora_scripts.preflight.findings import Report
     from lora_scripts.training.ranking import Choice
 
 __all__ = ["Outcome", "list_targets", "run"]
@@ -34,6 +35,7 @@ class Outcome:
         proofs: what was compared after writing, one line each.
         advice: one line each.
         choice: the step whose weights the finished file holds, and why.
+        check: what was found before the run.
     """
 
     complete: bool
@@ -42,12 +44,15 @@ class Outcome:
     proofs: Sequence[str] = ()
     advice: Sequence[str] = ()
     choice: Choice | None = None
+    check: Report | None = None
 
 
-def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+def run(
+    config: RunConfig, events: Events, should_stop: Callable[[], bool] = lambda: False, *, force: bool = False
+) -> Outcome:
     """Trains what the config describes, to the proved file; `should_stop` true saves and ends it after a step.
 
-    The same `output_dir` again resumes at its newest whole checkpoint.
+    The same `output_dir` again resumes at its newest whole checkpoint. With `force`, what the check finds red stops nothing.
 
     Raises:
         LoraScriptsError: anything the user can mend, said before the long work where that is possible.
@@ -67,6 +72,8 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     from lora_scripts.finish import Finish
     from lora_scripts.judging import make_judge, put_best_back
     from lora_scripts.models.source import resolve_base_model
+    from lora_scripts.preflight.before_run import check_before_run
+    from lora_scripts.preflight.model_step import LoadedModel
     from lora_scripts.previews import Previews, preview_requests
     from lora_scripts.training.loop import Pauses, train
     from lora_scripts.training.optimizers import OptimizerSettings, ParameterGroup, make_optimizer
@@ -79,29 +86,32 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     source = resolve_base_model(config.base_model, allow_download=config.allow_download)
     device = choose_device(config.device)
     dtype = choose_dtype(config, device, source)
-    events.note(f"Base model {source.title} ({source.family}), {str(dtype).removeprefix('torch.')} on {device}.")
+    events.note(f"Base model {source.title} ({source.family}): reading its weights.")
     family = family_class(source.family).load(source, config, device, dtype)
     resolution = config.resolution or (family.default_resolution, family.default_resolution)
 
-    # Pictures and captions, each encoded once.
+    # Pictures and captions: checked, then each encoded once.
     def progress(what: str, done: int, total: int) -> None:
         events.progress(what, done, total)
         if should_stop():
             raise KeyboardInterrupt  # nothing is trained yet; what is encoded stays in the cache
 
     dataset = open_dataset(config, resolution)
+    cache = EncodingCache(cache_folder(config))
+    model = LoadedModel(family, device)
+    check = check_before_run(config, dataset, resolution, cache, model, events, progress, force)
     captions = CaptionSettings.of(config)
     data = encode_all(
         dataset,
         family.encoders(),
         captions,
-        EncodingCache(cache_folder(config)),
+        cache,
         flip=config.flip,
         num_workers=4 if config.num_workers == "auto" else config.num_workers,
         progress=progress,
     )
     dataset = data.dataset
-    for line in [*dataset.notes, *dataset.summary(), *_cut_captions(family, dataset)]:
+    for line in [*dataset.notes, *dataset.summary()]:
         events.note(line)
     family.release_encoders()
 
@@ -161,7 +171,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     complete = train(family, adapter, optimizer, data, plan, config, max_steps, state, pauses, events, device, scaler)
     if not complete:
         events.note(f"Stopped after step {state.step}. Run the same command again to go on from there.", "warning")
-        return Outcome(False, dataset, advice=advice)
+        return Outcome(False, dataset, advice=advice, check=check)
 
     # The best saved step becomes the finished file: written, read back and compared.
     for line in judge.summary() if judge is not None else ():
@@ -169,7 +179,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     choice = put_best_back(config, state, run_state, previews, events)
     files = finish.export(choice.step, optimizer, previews, device, events)
     events.finished(files)
-    return Outcome(True, dataset, files, finish.proofs, advice, choice)
+    return Outcome(True, dataset, files, finish.proofs, advice, choice, check)
 
 
 def list_targets(base_model: str) -> list[str]:
@@ -193,21 +203,6 @@ def list_targets(base_model: str) -> list[str]:
 def _rate(config: RunConfig, component: str) -> float:
     own = config.text_encoder_learning_rate
     return own if component.startswith("text_encoder") and own is not None else config.learning_rate
-
-
-def _cut_captions(family: ModelFamily, dataset: Dataset) -> list[str]:
-    """What the text encoder will not read of captions that are too long, one line each."""
-    lines = []
-    for example in dataset.examples:
-        kept = family.cut_caption(example.caption)
-        if kept != example.caption:
-            lost = example.caption[len(kept) :].strip()
-            shown = lost if len(lost) <= 80 else lost[:77] + "..."
-            lines.append(
-                f"  {example.name}: caption is longer than {family.max_caption_tokens} tokens, not read: {shown!r}"
-            )
-    more = [f"  and {len(lines) - 10} more captions are too long."] if len(lines) > 10 else []
-    return lines[:10] + more
 
 
 def _num_parameters(family: ModelFamily) -> int:

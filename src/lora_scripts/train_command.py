@@ -22,27 +22,29 @@ __all__ = ["train_and_report", "train_command"]
 STOPPED = 130
 
 
-def train_command(config: RunConfig, advice: Sequence[str] = ()) -> int:
+def train_command(config: RunConfig, advice: Sequence[str] = (), force: bool = False) -> int:
     """Trains and reports; the exit code."""
-    outcome = train_and_report(config, advice)
+    outcome = train_and_report(config, advice, force=force)
     if not outcome.complete:
         return STOPPED
     print(_next_steps(config, outcome.files[0]))
     return 0
 
 
-def train_and_report(config: RunConfig, advice: Sequence[str] = (), more: Sequence[Listener] = ()) -> Outcome:
-    """The pipeline with every listener at work, and the report at the end.
+def train_and_report(
+    config: RunConfig, advice: Sequence[str] = (), more: Sequence[Listener] = (), *, force: bool = False
+) -> Outcome:
+    """The pipeline with every listener at work, and the report at the end; `force` as for `pipeline.run`.
 
     Raises:
         LoraScriptsError: as `pipeline.run`; the run's log holds the message too.
     """
     _require_writable(config.output_dir)
     with locked(config.output_dir):
-        return _train_locked(config, advice, more)
+        return _train_locked(config, advice, more, force)
 
 
-def _train_locked(config: RunConfig, advice: Sequence[str], more: Sequence[Listener]) -> Outcome:
+def _train_locked(config: RunConfig, advice: Sequence[str], more: Sequence[Listener], force: bool) -> Outcome:
     from lora_scripts.pipeline import run
     from lora_scripts.report.build import build_report
     from lora_scripts.training.console import ConsoleListener
@@ -65,7 +67,7 @@ def _train_locked(config: RunConfig, advice: Sequence[str], more: Sequence[Liste
         for line in advice:
             events.note(line, "warning")
         with stop.installed():
-            outcome = run(config, events, stop)
+            outcome = run(config, events, stop, force=force)
         if outcome.complete:
             events.note(f"Report: {build_report(config, outcome)}")
     except KeyboardInterrupt:

@@ -86,20 +86,8 @@ class Dataset:
     def summary(self) -> list[str]:
         """How many pictures train, and the names of those that do not, one line each."""
         total = len(self.examples) + len(self.left_out)
-        lines = [f"{len(self.examples)} of {total} pictures train."]
-        lines += [f"  left out: {item.name}: {item.reason}" for item in self.left_out]
-        small = [example for example in self.examples if example.fit.upscales(example.size)]
-        if small:
-            named = ", ".join(f"{example.name} ({example.size[0]}x{example.size[1]})" for example in small[:5])
-            more = f" and {len(small) - 5} more" if len(small) > 5 else ""
-            lines.append(
-                f"  enlarged to fit, so they train blurred: {named}{more}. Larger originals give a sharper LoRA."
-            )
-        without = [example.name for example in self.examples if not example.caption]
-        if without:
-            more = f" and {len(without) - 5} more" if len(without) > 5 else ""
-            lines.append(f"  without a caption: {', '.join(without[:5])}{more}.")
-        return lines
+        left_out = [f"  left out: {item.name}: {item.reason}" for item in self.left_out]
+        return [f"{len(self.examples)} of {total} pictures train.", *left_out]
 
 
 def open_dataset(config: RunConfig, resolution: Size) -> Dataset:

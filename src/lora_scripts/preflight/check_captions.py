@@ -31,7 +31,7 @@ def check_captions(facts: DataFacts, config: RunConfig, cut: CutCaption | None) 
     """All findings about captions; `cut` None leaves the token limit out."""
     examples = facts.examples
     return [
-        *_missing(facts),
+        *_missing(facts, config),
         *_alike(examples),
         *_too_long(examples, cut),
         *_trigger(facts, config),
@@ -39,12 +39,13 @@ def check_captions(facts: DataFacts, config: RunConfig, cut: CutCaption | None) 
     ]
 
 
-def _missing(facts: DataFacts) -> Iterable[Finding]:
+def _missing(facts: DataFacts, config: RunConfig) -> Iterable[Finding]:
     empty = [example.name for example in facts.examples if not example.caption]
     missing = [*facts.without_caption, *empty]
     if not missing:
         return
-    total = len(facts.examples) + len(facts.without_caption)
+    total, folder = facts.num_pictures, config.train_data_dir
+    table = config.metadata_path or folder / "metadata.csv"
     how = [
         f"{len(facts.without_caption)} of them would not train" if facts.without_caption else "",
         f"{len(empty)} of them would train without words" if empty else "",
@@ -54,7 +55,7 @@ def _missing(facts: DataFacts) -> Iterable[Finding]:
         "captions-missing",
         f"{len(missing)} of {count(total, 'picture')} {'has' if len(missing) == 1 else 'have'} no caption; {' and '.join(filter(None, how))}.",
         missing,
-        "Write them with: lora-scripts label --input FOLDER --output FOLDER/metadata.csv",
+        f"Write them with: lora-scripts label --input {folder} --output {table}",
     )
 
 

@@ -19,7 +19,7 @@ MOST_UNREADABLE = 0.1
 FEWEST_UNREADABLE = 3
 """Below this many, an unreadable picture is an accident whatever its share of a small folder."""
 MOST_ENLARGED = 1.25
-"""Enlarging by up to a quarter is hardly seen; every run names those pictures anyway."""
+"""Enlarging by up to a quarter is hardly seen; those pictures are named all the same."""
 MOST_CROPPED = 0.3
 """Share of a picture's area; 4:3 made square loses a quarter, 3:2 a third. Beyond it heads and hands are cut."""
 SOFT = 0.015
@@ -94,11 +94,21 @@ def _group_finding(code: str, how: str, groups: Sequence[Sequence[str]]) -> Find
 
 
 def _too_small(examples: Sequence[Example]) -> Iterable[Finding]:
-    small = {
+    enlarged = {
         e.name: f"{e.size[0]}x{e.size[1]}, enlarged to {e.fit.scaled[0]}x{e.fit.scaled[1]}"
         for e in examples
-        if e.fit.scaled[0] > MOST_ENLARGED * e.size[0]
+        if e.fit.upscales(e.size)
     }
+    small = {e.name: enlarged[e.name] for e in examples if e.fit.scaled[0] > MOST_ENLARGED * e.size[0]}
+    slightly = {name: how for name, how in enlarged.items() if name not in small}
+    if slightly:
+        yield Finding(
+            "note",
+            "enlarged",
+            f"{count(len(slightly), 'picture')} {'is' if len(slightly) == 1 else 'are'} enlarged a little to fit.",
+            list(slightly),
+            details=slightly,
+        )
     if small:
         yield Finding(
             "amber",

@@ -100,10 +100,15 @@ def _measure_all(
     found: dict[str, PictureFacts] = {}
     failed: list[LeftOut] = []
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        for done, (example, facts) in enumerate(zip(examples, pool.map(one, examples), strict=True), start=1):
-            if isinstance(facts, LeftOut):
-                failed.append(facts)
-            else:
-                found[example.name] = facts
-            progress("check", done, len(examples))
+        try:
+            for done, (example, facts) in enumerate(zip(examples, pool.map(one, examples), strict=True), start=1):
+                if isinstance(facts, LeftOut):
+                    failed.append(facts)
+                else:
+                    found[example.name] = facts
+                progress("check", done, len(examples))
+        except BaseException:
+            # Who wants to stop does not wait for thousands of pictures that are still in the queue.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return found, failed

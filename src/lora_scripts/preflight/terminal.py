@@ -23,6 +23,10 @@ STYLES: Mapping[Level, str] = {"red": "bold red", "amber": "yellow", "note": "gr
 SIGNS: Mapping[Level, str] = {"red": "RED  ", "amber": "amber", "note": "note "}
 NAMED = 4
 """Pictures named under a finding; --json has them all."""
+NOTES_OF_A_RUN = {"prediction", "enlarged"}
+"""Notes that a run tells; it says the others in its own words."""
+NAMED_BY_THE_RUN = {"unreadable"}
+"""Findings whose pictures a run names anyway, each with its reason, among those left out."""
 PLAIN_WIDTH, PLAIN_HEIGHT = 120, 50
 """Columns and lines where there is no terminal to ask."""
 
@@ -38,14 +42,16 @@ def show_report(report: Report, stream: TextIO | None = None) -> None:
         console.print(Text(text, style), soft_wrap=True)
 
 
-def report_notes(report: Report) -> list[tuple[str, bool]]:
+def report_notes(report: Report, *, with_red: bool = True) -> list[tuple[str, bool]]:
     """The report for a run's log: one line per finding, and whether it is a warning; what is only counted is left out."""
     lines = []
     for finding in report.worst_first:
-        if finding.level == "note" and finding.code != "prediction":
+        if (finding.level == "note" and finding.code not in NOTES_OF_A_RUN) or (
+            finding.level == "red" and not with_red
+        ):
             continue
-        named = f" ({_named(finding)})" if finding.names else ""
-        lines.append((f"{finding.text}{named} {finding.remedy}".strip(), finding.level != "note"))
+        named = f"Pictures: {_named(finding)}." if finding.names and finding.code not in NAMED_BY_THE_RUN else ""
+        lines.append((" ".join(filter(None, [finding.text, named, finding.remedy])), finding.level != "note"))
     return lines
 
 

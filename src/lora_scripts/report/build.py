@@ -37,6 +37,7 @@ def build_report(config: RunConfig, outcome: Outcome, measurements: Sequence[Mea
         left_out=[(item.name, item.reason) for item in dataset.left_out],
         bucket_counts={f"{width}x{height}": count for (width, height), count in dataset.bucket_counts.items()},
         measurements=measurements,
+        check=outcome.check,
         chosen_step=outcome.choice.step if outcome.choice else None,
         chosen_why=outcome.choice.why if outcome.choice else "",
         files=outcome.files,

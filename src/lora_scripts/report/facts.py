@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from lora_scripts.preflight.findings import Report
+
 __all__ = ["Measurement", "ReportFacts", "Thumbnail"]
 
 
@@ -43,6 +45,7 @@ class ReportFacts:
         num_pictures: pictures that trained. Default: as many as there are captions.
         left_out: (name, reason) of pictures that did not train.
         bucket_counts: "512x768" -> pictures.
+        check: what was found before the run.
         chosen_step: the step whose weights the finished file holds. Default: the last one.
         chosen_why: a sentence or two on why, and how sure that is.
         files: the finished files. Default: those that the record names.
@@ -62,6 +65,7 @@ class ReportFacts:
     left_out: Sequence[tuple[str, str]] = ()
     bucket_counts: Mapping[str, int] = field(default_factory=dict)
     measurements: Sequence[Measurement] = ()
+    check: Report | None = None
     chosen_step: int | None = None
     chosen_why: str = ""
     files: Sequence[Path] = ()

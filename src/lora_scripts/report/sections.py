@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.report.charts import Series, count, decimal, line_chart, power
+from lora_scripts.report.data_check import told_by_check
 from lora_scripts.report.markup import Child, Html, el, sentence, zh
 from lora_scripts.report.pictures import picture
 
@@ -320,7 +321,8 @@ def _size(path: Path) -> str:
 
 def notes(history: RunHistory, report: ReportFacts) -> Html | None:
     """Advice for the next run, and what the run itself warned of."""
-    warnings = list(dict.fromkeys(note.text for note in history.notes if note.level == "warning"))
+    known = told_by_check(report.check)
+    warnings = list(dict.fromkeys(n.text for n in history.notes if n.level == "warning" and n.text not in known))
     said = [note.text for note in history.notes if note.level == "info"]
     parts: list[Child] = []
     if report.advice:

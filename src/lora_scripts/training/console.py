@@ -86,8 +86,6 @@ class ConsoleListener(Listener):
 
     def started(self, run: RunStart) -> None:
         self._print_facts(run.facts)
-        if run.first_step:
-            self._print(f"Going on after step {run.first_step} of {run.max_steps}.")
         if self.live:
             bar = self._bar()
             self._training = bar.add_task("train", total=run.max_steps, completed=run.first_step, numbers="")

@@ -38,6 +38,7 @@ class RunRecord(Listener):
         self._samples = samples
         self._step: int | None = None
         self._began = time.monotonic()
+        self._write("opened")
 
     def note(self, text: str, level: Level = "info") -> None:
         self._write("note", step=self._step, level=level, text=text)
@@ -269,6 +270,9 @@ class _Parts:
             case "note":
                 note = Note(entry["step"], "warning" if entry["level"] == "warning" else "info", str(entry["text"]))
                 (self._pending_notes if note.step is None else history.notes).append(note)
+            case "opened":
+                # What a start said that came to nothing, such as a refusal, is no part of the run that came later.
+                self._pending_notes = []
             case "rewound":
                 self._forget_after(int(entry["step"]))
             case "finished":
