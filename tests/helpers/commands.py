@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,16 @@ Answer = tuple[int, str, str]
 """Exit code, standard output, standard error."""
 
 
-def train(values: dict[str, Any] | str, folder: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> Answer:
+def train(
+    values: dict[str, Any] | str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    *overrides: str,
+    options: Sequence[str] = (),
+) -> Answer:
     """`train --config` on these settings (or this text of a config), written to `folder/my.yaml`.
+
+    `overrides` are written `key=value`, `options` as on the command line.
 
     Whatever is no `LoraScriptsError` passes through and fails the test, as it would show a traceback to a user.
     """
@@ -25,7 +34,7 @@ def train(values: dict[str, Any] | str, folder: Path, capsys: pytest.CaptureFixt
     (folder / "my.yaml").write_text(text, "utf-8")
     capsys.readouterr()
     words = [word for override in overrides for word in ("--set", override)]
-    code = main(["train", "--config", str(folder / "my.yaml"), *words])
+    code = main(["train", "--config", str(folder / "my.yaml"), *words, *options])
     return code, *capsys.readouterr()
 
 

@@ -41,7 +41,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "label", "train", "sample", "targets", "settings"])
+@pytest.mark.parametrize("command", ["demo", "label", "check", "train", "sample", "targets", "settings"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

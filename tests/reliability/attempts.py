@@ -18,7 +18,7 @@ from typing import Any
 
 IMPORTED_BEFORE_THE_FORK = [
     "lora_scripts.export.sidecar", "lora_scripts.families.sd15", "lora_scripts.finish", "lora_scripts.pipeline",
-    "lora_scripts.previews", "lora_scripts.report.build", "lora_scripts.training.console", "lora_scripts.training.record",
+    "lora_scripts.preflight.before_run", "lora_scripts.preflight.model_step", "lora_scripts.previews", "lora_scripts.report.build", "lora_scripts.training.console", "lora_scripts.training.record",
     "lora_scripts.training.resume", "lora_scripts.training.tensorboard", "transformers.models.clip.modeling_clip",
     "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition",
 ]  # fmt: skip

@@ -104,7 +104,7 @@ class At(Listener):
             self.act()
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if self.moment == "caching" and 0 < done < total:
+        if self.moment == ("checking" if what == "check" else "caching") and 0 < done < total:
             self.act()
 
     def ticked(self, step: int) -> None:
@@ -138,7 +138,7 @@ def press_twice() -> None:
 @pytest.mark.fault(25)
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as on POSIX")
 @pytest.mark.parametrize("act", [press, press_twice])
-@pytest.mark.parametrize("moment", ["loading", "caching", "step", "saving", "saved", "preview"])
+@pytest.mark.parametrize("moment", ["loading", "checking", "caching", "step", "saving", "saved", "preview"])
 def test_stop_at_any_moment_leaves_a_whole_checkpoint(
     settings: Settings,
     tmp_path: Path,
@@ -152,7 +152,7 @@ def test_stop_at_any_moment_leaves_a_whole_checkpoint(
         whole = settings(output_dir=str(tmp_path / "a" / "run"), **more)
         train(whole)
         unbroken["unbroken"] = result(whole)
-    # Caching is stopped on other pictures' encodings: a cache of its own.
+    # Checking and caching are stopped on other pictures' encodings: a cache of its own.
     stopped = settings(output_dir=str(tmp_path / "b" / "run"), cache_dir=str(tmp_path / "cache"), **more)
     began = time.monotonic()
     with monkeypatch.context() as patch:

@@ -14,11 +14,22 @@ from lora_scripts.preflight.wording import count
 from lora_scripts.training.checkpoint import list_checkpoints
 
 if TYPE_CHECKING:
+    import torch
+
     from lora_scripts.data.cache import EncodingCache
     from lora_scripts.preflight.model_step import LoadedModel
     from lora_scripts.training.events import Events
 
-__all__ = ["check_before_run"]
+__all__ = ["check_before_run", "is_measured"]
+
+
+def is_measured(device: torch.device, goes_on: bool) -> bool:
+    """Whether the check tries a step of the model.
+
+    On a graphics card that takes a moment, and whether it fits is the question of a first run. On a CPU it takes as long
+    as the first step itself; a run that goes on has shown that it fits.
+    """
+    return device.type == "cuda" and not goes_on
 
 
 def check_before_run(
@@ -45,9 +56,7 @@ def check_before_run(
         LoraScriptsError: a setting names layers or a LoRA that are not there.
     """
     goes_on = bool(list_checkpoints(config.output_dir))
-    # On a graphics card a step takes a moment, and whether it fits is the question of a first run. On a CPU it would
-    # take as long as the first step itself; a run that goes on has shown that it fits.
-    measure = model.device.type == "cuda" and not goes_on
+    measure = is_measured(model.device, goes_on)
     report = preflight(config, dataset, resolution, cache, model, measure=measure, progress=progress)
     refused = report.blocked and not force and not goes_on
     # What is red is then told by the error, once.
