@@ -94,7 +94,9 @@ def test_second_start_decodes_no_picture_again(settings: Settings, monkeypatch: 
     assert [report.losses for report in again.reports] == [report.losses for report in first.reports]
 
 
-def test_check_changes_no_number_of_the_run(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_changes_no_number_of_the_run(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes = {"lora_dropout": 0.2, "caption_dropout": 0.3}
     plain = train(settings(**changes))
     # A run on a graphics card measures a step; the generators, weights and gradients must be as before.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from PIL import Image
 
 from helpers.checked_sets import check, clean_set, spoil
 from lora_scripts.builtin.world import draw, random_scene
+from lora_scripts.config import RunConfig
+from lora_scripts.data.cache import EncodingCache
+from lora_scripts.data.dataset import open_dataset
 from lora_scripts.preflight import gather
 from lora_scripts.preflight.likeness import difference_hash, near_duplicates, small_copy
 from lora_scripts.preflight.picture_facts import PictureFacts, measure
@@ -125,3 +129,26 @@ def test_facts_of_a_file_that_changes_while_it_is_read_are_not_kept(
     monkeypatch.setattr(gather, "measure", meddling)
     check(folder, cache_dir=cache)
     assert len(list((cache / "facts").rglob("*.safetensors"))) == 5
+
+
+def test_stopping_does_not_wait_for_the_pictures_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "pictures"
+    clean_set(folder, 12, size=64)
+    begun = []
+    plain = gather.measure
+
+    def slow(path: Path) -> PictureFacts:
+        begun.append(path)
+        time.sleep(0.05)
+        return plain(path)
+
+    def stop(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gather, "measure", slow)
+    config = RunConfig.model_validate(
+        {"train_data_dir": folder, "base_model": "-", "output_dir": tmp_path / "run", "num_workers": 1}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        gather.gather(config, open_dataset(config, (64, 64)), EncodingCache(None), stop)
+    assert len(begun) < 6

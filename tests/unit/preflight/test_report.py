@@ -87,6 +87,10 @@ def test_report_fits_one_screen_and_never_hides_what_is_red() -> None:
 
 def test_a_runs_log_gets_one_line_per_finding_and_the_prediction() -> None:
     told = report_notes(Report([*REPORT.findings, Finding("note", "prediction", "Predicted: 3 min.")], 6, 9))
-    assert told[0] == ("3 of 9 pictures cannot be read. (a.png, b.png, c.png) Copy them again.", True)
-    assert told[2] == ("1 picture is blurred. (d.png (very)) Replace it.", True)
+    assert told[0] == ("3 of 9 pictures cannot be read. Copy them again.", True)  # the run names them as left out
+    assert told[2] == ("1 picture is blurred. Pictures: d.png (very). Replace it.", True)
     assert told[3:] == [("Predicted: 3 min.", False)]
+
+
+def test_what_is_red_can_be_left_to_the_refusal() -> None:
+    assert report_notes(REPORT, with_red=False) == report_notes(REPORT)[1:]

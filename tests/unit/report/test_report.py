@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from lora_scripts.errors import DataError
+from lora_scripts.preflight.findings import Finding, Report
+from lora_scripts.preflight.terminal import report_notes
 from lora_scripts.report import Measurement, ReportFacts, Thumbnail, render_report, write_report
 from lora_scripts.training.events import Events, Preview, RunStart, StepReport
 from lora_scripts.training.memory import MemoryReading
@@ -27,6 +29,7 @@ SECTIONS = {
     "files": "Files",
     "next": "Next",
     "curves": "Curves",
+    "check": "Data check",
     "data": "Data",
     "settings": "Settings",
     "notes": "Advice and notes",
@@ -101,6 +104,19 @@ def record_run(folder: Path, prompts: tuple[str, ...] = ("a cat", EVIL), finishe
     return read_record(folder / "record.jsonl")
 
 
+CHECK = Report(
+    [
+        Finding(
+            "red", "captions-missing", f"most have no caption {EVIL}", [f"{i}.png" for i in range(25)], "Label them."
+        ),
+        Finding("amber", "near-duplicates", "One is a copy.", ["b.png"], "Keep one.", {"b.png": f"of a.png {EVIL}"}),
+        Finding("note", "prediction", "Predicted: 3 min."),
+    ],
+    24,
+    25,
+)
+
+
 def full_facts(**changes: Any) -> ReportFacts:
     values: dict[str, Any] = {
         "name": "ink",
@@ -109,6 +125,7 @@ def full_facts(**changes: Any) -> ReportFacts:
         "thumbnails": [Thumbnail(Image.new("RGB", (300, 200), "green"), f"{i}.png", EVIL) for i in range(70)],
         "left_out": [("bad.png", f"cannot be decoded {EVIL}")],
         "bucket_counts": {"512x512": 20, "448x576": 4},
+        "check": CHECK,
         "measurements": [Measurement("Read as ink wash", "2 %", "97 %", EVIL), Measurement("Loss", "0.11", "0.06")],
         "verification": ["192 tensors read back"],
         "advice": ["15 to 20 epochs are enough"],
@@ -159,7 +176,7 @@ def test_nothing_a_user_wrote_becomes_markup(html: str, page: Page) -> None:
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert all(attributes["src"].startswith("data:image/") for attributes in page.tags("img"))
     assert "<script>alert" not in html
-    for anchor in ("before-after", "measured", "previews", "data", "settings", "notes"):
+    for anchor in ("before-after", "measured", "previews", "check", "data", "settings", "notes"):
         assert EVIL in page.by_id[anchor], anchor
 
 
@@ -217,6 +234,34 @@ def test_curves_are_drawn_for_every_reading(page: Page) -> None:
     labels = [a["aria-label"] for a in page.tags("svg")]
     assert [label.split(":")[0] for label in labels] == ["Loss", "Learning rate", "Gradient norm", "Speed", "Memory"]
     assert all(not re.search("nan|inf", a["d"]) for a in page.tags("path"))
+
+
+def test_data_check_says_what_was_found_where_and_what_to_do(page: Page) -> None:
+    check = page.by_id["check"]
+    assert "24 of 25 pictures could be trained on; 1 red finding, trained all the same." in check
+    assert check.index("most have no caption") < check.index("One is a copy.") < check.index("Predicted: 3 min.")
+    assert "0.png, 1.png" in check
+    assert "19.png and 5 more" in check
+    assert "b.png of a.png" in check
+    assert "Keep one." in check
+
+
+def test_what_the_check_found_stands_nowhere_twice(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path / "record.jsonl")
+    for text, _ in report_notes(CHECK):
+        record.note(text, "warning")
+    record.note("another warning", "warning")
+    record.started(RunStart({}, [], [], 0, 1))
+    record.close()
+    page = Page(render_report(read_record(tmp_path / "record.jsonl"), ReportFacts(check=CHECK)))
+    assert "another warning" in page.by_id["notes"]
+    assert page.text.count("One is a copy.") == 1
+
+
+def test_clean_check_is_one_sentence() -> None:
+    page = Page(render_report(RunHistory(), ReportFacts(check=Report([], 8, 8))))
+    assert "8 of 8 pictures could be trained on; nothing to complain of." in page.by_id["check"]
+    assert "What to do" not in page.by_id["check"]
 
 
 def test_data_section_counts_and_names(page: Page) -> None:

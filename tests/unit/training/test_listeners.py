@@ -248,7 +248,8 @@ for listener in (LogFile(Path({str(tmp_path)!r}) / "train.log"), RunRecord(Path(
     log, record = ((tmp_path / name).read_bytes() for name in ("train.log", "record.jsonl"))
     assert 900 < len(log) <= 1000
     assert log.endswith(b"logs much\n")
-    assert [json.loads(line)["event"] for line in record.splitlines()] == ["note"] * record.count(b"\n")
+    events = [json.loads(line)["event"] for line in record.splitlines()]
+    assert events == ["opened"] + ["note"] * (record.count(b"\n") - 1)
 
 
 def test_append_file_writes_nothing_after_it_was_closed(tmp_path: Path) -> None:
@@ -368,6 +369,20 @@ def test_record_of_a_run_begun_anew_forgets_the_old_one(tmp_path: Path) -> None:
     short_run(RunRecord(path), 0, 10)
     history = read_record(path)
     assert (history.last_step, history.num_parts, list(history.previews)) == (10, 1, [0, 10])
+
+
+def test_record_of_a_refused_start_says_nothing_about_the_run_that_came_later(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    refused = RunRecord(path)
+    refused.note("refused", "warning")
+    refused.close()
+    assert [note.text for note in read_record(path).notes] == ["refused"]
+    record = RunRecord(path)
+    record.note("said at the start")
+    short_run(record, 0, 10)
+    told = [note.text for note in read_record(path).notes]
+    assert "said at the start" in told
+    assert "refused" not in told
 
 
 def test_record_counts_the_time_of_kept_steps_over_all_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
