@@ -97,6 +97,8 @@ def run(
             raise KeyboardInterrupt  # nothing is trained yet; what is encoded stays in the cache
 
     dataset = open_dataset(config, resolution)
+    for line in dataset.notes:  # a row that fits no picture may be the reason for what the check finds
+        events.note(line)
     cache = EncodingCache(cache_folder(config))
     model = LoadedModel(family, device)
     check = check_before_run(config, dataset, resolution, cache, model, events, progress, force)
@@ -110,9 +112,9 @@ def run(
         num_workers=4 if config.num_workers == "auto" else config.num_workers,
         progress=progress,
     )
-    dataset = data.dataset
-    for line in [*dataset.notes, *dataset.summary()]:
+    for line in [*data.dataset.notes[len(dataset.notes) :], *data.dataset.summary()]:
         events.note(line)
+    dataset = data.dataset
     family.release_encoders()
 
     # A few pictures are held out, to see whether what is learnt goes beyond the others.

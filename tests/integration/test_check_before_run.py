@@ -59,6 +59,16 @@ def test_bad_folder_is_refused_before_anything_is_encoded(
     assert [path.name for path in (spoilt / ".cache").iterdir()] == ["facts"]
 
 
+def test_refused_run_tells_which_rows_fitted_no_picture(
+    settings: Settings, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_captions(pictures, {"00.png": "a cat", **{f"cat_{i}.png": "a cat" for i in range(1, 8)}})
+    code, out, err = commands.train(settings(batch_size=1), tmp_path, capsys)
+    assert code == 2
+    assert "7 of 8 pictures have no caption" in err
+    assert "metadata.csv: no use for 'cat_1.png'" in out
+
+
 def test_force_trains_all_the_same_and_shows_what_is_red(
     settings: Settings, spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

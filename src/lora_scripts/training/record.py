@@ -38,7 +38,7 @@ class RunRecord(Listener):
         self._samples = samples
         self._step: int | None = None
         self._began = time.monotonic()
-        self._write("opened")
+        self._opened = False
 
     def note(self, text: str, level: Level = "info") -> None:
         self._write("note", step=self._step, level=level, text=text)
@@ -97,6 +97,9 @@ class RunRecord(Listener):
         self._file.close()
 
     def _write(self, event: str, **fields: object) -> None:
+        if not self._opened:
+            self._opened = True
+            self._write("opened")
         entry = {"event": event, "seconds": round(time.monotonic() - self._began, 3), **fields}
         # JSON has no NaN. Lone surrogates (undecodable file names) become \udcxx, which JSON reads back.
         line = json.dumps(_finite(entry), ensure_ascii=False, allow_nan=False, default=str)
