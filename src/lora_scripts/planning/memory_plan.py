@@ -92,7 +92,8 @@ class MemoryPlan:
     def __str__(self) -> str:
         source = "measured" if self.measured else "predicted"
         split = describe_split(self.micro_batch, self.accumulation, self.checkpointing)
-        return f"{source} {gigabytes(self.num_bytes)} of {gigabytes(self.budget_bytes)} usable; {split}"
+        enough = "" if self.fits else ", which is too little"
+        return f"{source} {gigabytes(self.num_bytes)} of {gigabytes(self.budget_bytes)} usable{enough}; {split}"
 
 
 def describe_split(micro_batch: int, accumulation: int, checkpointing: bool) -> str:

@@ -9,9 +9,9 @@ from lora_scripts.planning.memory_plan import SCRATCH, MemoryNeeds, MemoryPlan
 
 __all__ = ["settle"]
 
-MOST_TRIALS = 5
-OUT_OF_MEMORY = 1.3
-"""A pass that ran out of memory is taken to need so much more than was thought."""
+MOST_TRIALS = 12
+OUT_OF_MEMORY = 1.05
+"""A pass that ran out of memory is taken to need a little more than all there was, so that a smaller one comes next."""
 
 
 def settle(
@@ -25,11 +25,12 @@ def settle(
     """
     factor, plan, measured = SCRATCH, choose(needs), False
     for _ in range(MOST_TRIALS):
-        taken = measure(plan)
+        taken, predicted = measure(plan), max(1, needs.of_pass(*plan.cut))
         if taken is None:
-            factor = max(factor, needs.factor) * OUT_OF_MEMORY
+            room = plan.budget_bytes - needs.weights - needs.optimizer
+            factor = max(factor, room / predicted) * OUT_OF_MEMORY
         else:
-            ratio = taken / max(1, needs.of_pass(*plan.cut))
+            ratio = taken / predicted
             # The first measurement replaces the guess; later ones may only make it more careful, or two plans that
             # each speak for the other would take turns.
             factor = max(factor, ratio) if measured else ratio

@@ -48,7 +48,12 @@ def check_step(step: StepMeasurement) -> list[Finding]:
         return [Finding("red", "out-of-memory", text, remedy=WAYS_TO_FIT)]
     findings = []
     if step.memory_plan:
-        findings.append(Finding("note", "memory-plan", f"Memory: {step.memory_plan}."))
+        text = f"Memory: {step.memory_plan}."
+        findings.append(
+            Finding("note", "memory-plan", text)
+            if step.memory_fits
+            else Finding("amber", "memory-short", text, remedy=WAYS_TO_FIT)
+        )
     if not step.finite:
         findings.append(
             Finding(

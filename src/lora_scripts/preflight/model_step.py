@@ -52,7 +52,8 @@ class StepMeasurement:
         finite: whether the loss was a finite number.
         encoded_bytes: of one picture and its caption in the cache.
         passes: of `wanted` examples in an optimizer step.
-        memory_plan: what the settings on auto come to; empty when nothing was to be chosen.
+        memory_plan, memory_fits: what the settings on auto come to, empty when nothing was to be chosen; false when no
+            way of cutting a step is predicted to fit.
     """
 
     bucket: Size
@@ -65,6 +66,7 @@ class StepMeasurement:
     encoded_bytes: int = 0
     passes: int = 1
     memory_plan: str = ""
+    memory_fits: bool = True
 
 
 def largest_pass(examples: Sequence[Example], batch_size: int) -> list[Example]:
@@ -123,6 +125,7 @@ def measure_step(
         _encoded_bytes(data),
         fitted_run.config.gradient_accumulation_steps,
         fitted_run.summary,
+        fitted_run.fits,
     )
 
 
