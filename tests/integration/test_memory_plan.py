@@ -18,7 +18,9 @@ from helpers.seen import train
 from lora_scripts.config import RunConfig
 from lora_scripts.errors import ConfigError, ResumeError
 from lora_scripts.families.sd15 import StableDiffusion15
+from lora_scripts.planning import fit_memory, trial_pass
 from lora_scripts.training.events import Listener
+from lora_scripts.training.memory import MemoryReading
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -222,6 +224,28 @@ def test_model_that_cannot_be_predicted_trains_all_the_same(auto: Settings, monk
         "Memory: cannot be predicted for this model (no such kernel for fake tensors); batch 4 in one pass, checkpointing off."
         in notes
     )
+
+
+def test_passes_that_run_out_of_memory_in_the_trial_are_not_chosen(
+    auto: Settings, by_hand: Callable[[float], Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = StableDiffusion15.loss
+
+    def loss(self: Any, batch: Any, draws: Any) -> Any:
+        if len(batch) > 2 and type(next(iter(batch.tensors.values()))) is torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain(self, batch, draws)
+
+    monkeypatch.setattr(StableDiffusion15, "loss", loss)
+    # A CPU keeps no peak of a single pass, so the reading is made up; the passes are real.
+    monkeypatch.setattr(fit_memory, "can_measure", lambda device: True)
+    monkeypatch.setattr(trial_pass, "memory_now", lambda device: MemoryReading(0, 700_000, "cuda"))
+    values = auto(memory_limit_gb=1.0)
+    notes = train(values).notes
+    assert any("batch 4 as 2 passes of 2, checkpointing off" in note for note in notes)
+    assert not any("Out of memory" in note for note in notes)
+    monkeypatch.undo()
+    assert equal(result(values), by_hand(0.0013).weights)
 
 
 def test_a_small_data_set_trains_whatever_the_effective_batch(auto: Settings, pictures: Path) -> None:

@@ -6,7 +6,6 @@ pictures per step, which is the user's: a run with auto is the run with the chos
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +23,7 @@ from lora_scripts.planning.memory_plan import (
     describe_split,
 )
 from lora_scripts.planning.settle import settle
+from lora_scripts.planning.trial_pass import can_measure, largest_pass, trial_pass
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,7 @@ def _fit(
         return choose_plan(needs, budget, config.step_size, micro_batch=micro_batch, checkpointing=checkpointing)
 
     try:
-        plan = settle(needs, choose, passes.measure) if device.type == "cuda" else choose(needs)
+        plan = settle(needs, choose, passes.measure) if can_measure(device) else choose(needs)
     except RuntimeError as error:
         # The prediction is a help, not a condition: when memory is short after all, the passes are halved on the way.
         fitted = _written_out(config, micro_batch or config.step_size, bool(checkpointing))
@@ -134,13 +134,9 @@ class _Passes:
         self._config, self._family, self._adapter = config, family, adapter
         self._data, self._device = data, device
         examples = data.dataset.examples
-        largest = max((example.fit.bucket for example in examples), key=lambda size: (size[0] * size[1], size))
-        self._indices = [i for i, example in enumerate(examples) if example.fit.bucket == largest]
-        uses: Counter[tuple[int, int]] = Counter()
-        for example in examples:
-            uses[example.fit.bucket] += example.repeats
-        self._most = max(uses.values())
-        """Pictures of one shape in an epoch: no pass holds more."""
+        largest = largest_pass(examples, config.micro_batch)
+        self._most = len(largest)
+        self._indices = [i for i, example in enumerate(examples) if example.fit.bucket == largest[0].fit.bucket]
 
     @property
     def weight_bytes(self) -> int:
@@ -164,7 +160,7 @@ class _Passes:
             return predicted_peak(lambda batch: self._family.loss(batch, draws).total, example, size, parameters)
 
         def of_pass(size: int, checkpointing: bool) -> int:
-            size, largest = min(size, self._most), min(self._config.micro_batch, self._most)
+            size, largest = min(size, self._most), self._most
             if size == largest:
                 return traced(size, checkpointing)
             # The worst moment may move with the size, and a maximum of straight lines lies below its chord: between
@@ -176,8 +172,6 @@ class _Passes:
 
     def measure(self, plan: MemoryPlan) -> int | None:
         """Bytes that a pass of this plan really takes, weights left out; None when memory runs out."""
-        from lora_scripts.planning.trial_pass import trial_pass
-
         self._family.set_checkpointing(plan.checkpointing)
         samples = self._samples(min(plan.micro_batch, self._most))
         trial = trial_pass(self._family, self._adapter, self._data, samples, self._device, self._config.seed)

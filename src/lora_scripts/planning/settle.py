@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from lora_scripts.planning.memory_plan import SCRATCH, MemoryNeeds, MemoryPlan
+from lora_scripts.planning.memory_plan import MemoryNeeds, MemoryPlan
 
 __all__ = ["settle"]
 
@@ -23,19 +23,18 @@ def settle(
         choose: the best plan for such needs.
         measure: the bytes that a pass of this plan takes, weights left out; None when memory ran out.
     """
-    factor, plan, measured = SCRATCH, choose(needs), False
+    plan, known, measured = choose(needs), 0.0, False
     for _ in range(MOST_TRIALS):
         taken, predicted = measure(plan), max(1, needs.of_pass(*plan.cut))
         if taken is None:
             room = plan.budget_bytes - needs.weights - needs.optimizer
-            factor = max(factor, room / predicted) * OUT_OF_MEMORY
+            ratio = max(needs.factor, room / predicted) * OUT_OF_MEMORY
         else:
-            ratio = taken / predicted
-            # The first measurement replaces the guess; later ones may only make it more careful, or two plans that
-            # each speak for the other would take turns.
-            factor = max(factor, ratio) if measured else ratio
-            measured = True
-        needs = replace(needs, factor=factor)
+            ratio, measured = taken / predicted, True
+        # What the first trial says replaces the guess; later ones may only make it more careful, or two plans that each
+        # speak for the other would take turns.
+        known = max(known, ratio)
+        needs = replace(needs, factor=known)
         again = replace(choose(needs), measured=measured)
         if again.cut == plan.cut:
             return again

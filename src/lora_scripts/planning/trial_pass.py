@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,11 +17,13 @@ from lora_scripts.training.micro_batches import is_out_of_memory
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.config import Size
+    from lora_scripts.data.dataset import Example
     from lora_scripts.data.encoded import EncodedDataset
     from lora_scripts.data.sampler import Sample
     from lora_scripts.families.protocol import ModelFamily
 
-__all__ = ["TrialPass", "clear_device", "trial_pass"]
+__all__ = ["TrialPass", "can_measure", "clear_device", "largest_pass", "trial_pass"]
 
 SLOW_S = 5.0
 """A pass that takes longer is not repeated: what its first time costs more is then little of it."""
@@ -38,6 +41,17 @@ class TrialPass:
     seconds: float
     finite: bool
     added_bytes: int
+
+
+def largest_pass(examples: Sequence[Example], batch_size: int) -> list[Example]:
+    """The examples of the pass with the most pixels; a shape that cannot fill a batch makes smaller passes."""
+    uses: Counter[Size] = Counter()
+    for example in examples:
+        uses[example.fit.bucket] += example.repeats
+    size = {bucket: min(batch_size, number) for bucket, number in uses.items()}
+    bucket = max(size, key=lambda b: (b[0] * b[1] * size[b], b))
+    inside = [example for example in examples if example.fit.bucket == bucket]
+    return [inside[i % len(inside)] for i in range(size[bucket])]
 
 
 def trial_pass(
@@ -62,6 +76,11 @@ def trial_pass(
     finally:
         adapter.zero_grad()
         clear_device(device)
+
+
+def can_measure(device: torch.device) -> bool:
+    """Whether a pass's memory can be told from that of everything else: on CUDA, where torch keeps a peak to be reset."""
+    return device.type == "cuda"
 
 
 def clear_device(device: torch.device) -> None:

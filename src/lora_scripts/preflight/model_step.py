@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from lora_scripts.data.encoded import EncodedDataset, encode_all
 from lora_scripts.data.sampler import Sample
 from lora_scripts.planning.fit_memory import fit_memory
 from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES
-from lora_scripts.planning.trial_pass import TrialPass, trial_pass
+from lora_scripts.planning.trial_pass import TrialPass, largest_pass, trial_pass
 from lora_scripts.training.chosen import Chosen
 from lora_scripts.training.memory import memory_now
 from lora_scripts.training.micro_batches import is_out_of_memory
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
     from lora_scripts.families.protocol import ModelFamily
 
-__all__ = ["LoadedModel", "StepMeasurement", "largest_pass", "measure_step"]
+__all__ = ["LoadedModel", "StepMeasurement", "measure_step"]
 
 
 @dataclass(frozen=True)
@@ -67,17 +66,6 @@ class StepMeasurement:
     passes: int = 1
     memory_plan: str = ""
     memory_fits: bool = True
-
-
-def largest_pass(examples: Sequence[Example], batch_size: int) -> list[Example]:
-    """The examples of the pass with the most pixels; a shape that cannot fill a batch makes smaller passes."""
-    uses: Counter[Size] = Counter()
-    for example in examples:
-        uses[example.fit.bucket] += example.repeats
-    size = {bucket: min(batch_size, number) for bucket, number in uses.items()}
-    bucket = max(size, key=lambda b: (b[0] * b[1] * size[b], b))
-    inside = [example for example in examples if example.fit.bucket == bucket]
-    return [inside[i % len(inside)] for i in range(size[bucket])]
 
 
 def measure_step(

@@ -9,10 +9,11 @@ import pytest
 from lora_scripts.config import RunConfig
 from lora_scripts.data.buckets import fit_into
 from lora_scripts.data.dataset import Example
+from lora_scripts.planning.trial_pass import largest_pass
 from lora_scripts.preflight.check_resources import check_disk, check_step, predict, prediction_note
 from lora_scripts.preflight.check_shapes import check_shapes
 from lora_scripts.preflight.disk import DiskNeed, checkpoint_bytes, encoding_need, merge_by_disk, output_need
-from lora_scripts.preflight.model_step import StepMeasurement, largest_pass
+from lora_scripts.preflight.model_step import StepMeasurement
 from lora_scripts.preflight.run_length import RunLength, run_length
 
 SQUARE, WIDE = (512, 512), (704, 320)
