@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.profiler import profile
 
+from helpers.allocator import allocated_peak
 from lora_scripts.adapters.lora import Adapter, attach
 from lora_scripts.config import RunConfig
 from lora_scripts.families import family_class
@@ -55,14 +55,8 @@ def allocated(family: ModelFamily, adapter: Adapter, count: int, size: int = 256
     batch = batch_of(family, count, size)
     family.loss(batch, Draws(0)).total.backward()  # what is made once, such as a schedule's tables, is made here
     adapter.zero_grad()
-    with profile(profile_memory=True) as record:
-        family.loss(batch, Draws(0)).total.backward()
+    peak = allocated_peak(lambda: family.loss(batch, Draws(0)).total.backward())
     adapter.zero_grad()
-    now = peak = 0
-    for event in record.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
     return peak
 
 
