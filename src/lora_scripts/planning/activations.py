@@ -17,7 +17,11 @@ from lora_scripts.planning.live_bytes import LiveBytes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["predicted_peak"]
+__all__ = ["UnpredictableError", "predicted_peak"]
+
+
+class UnpredictableError(Exception):
+    """Something in a model cannot run with fake tensors."""
 
 
 def predicted_peak(
@@ -31,8 +35,19 @@ def predicted_peak(
         num_examples: of the pass that is asked about.
         parameters: the trainable ones.
     Raises:
-        RuntimeError: something in the model cannot run with fake tensors.
+        UnpredictableError: something in the model cannot run with fake tensors.
     """
+    try:
+        return _traced(loss, example, num_examples, parameters)
+    except Exception as error:
+        # Whatever goes wrong in torch's inner parts here must not end a run that would train well.
+        lines = str(error).splitlines()
+        raise UnpredictableError(lines[0][:160] if lines else type(error).__name__) from error
+
+
+def _traced(
+    loss: Callable[[Batch], Tensor], example: Batch, num_examples: int, parameters: Sequence[nn.Parameter]
+) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)

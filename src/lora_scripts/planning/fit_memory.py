@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.data.sampler import Sample
+from lora_scripts.planning.activations import UnpredictableError, predicted_peak
 from lora_scripts.planning.budget import memory_budget
 from lora_scripts.planning.memory_plan import (
     OPTIMIZER_BYTES,
@@ -105,11 +106,10 @@ def _fit(
 
     try:
         plan = settle(needs, choose, passes.measure) if can_measure(device) else choose(needs)
-    except RuntimeError as error:
+    except UnpredictableError as error:
         # The prediction is a help, not a condition: when memory is short after all, the passes are halved on the way.
         fitted = _written_out(config, micro_batch or config.step_size, bool(checkpointing))
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        return FittedRun(fitted, f"cannot be predicted for this model ({reason}); {_split(fitted)}")
+        return FittedRun(fitted, f"cannot be predicted for this model ({error}); {_split(fitted)}")
     return FittedRun(_written_out(config, plan.micro_batch, plan.checkpointing), str(plan), plan.fits)
 
 
@@ -147,7 +147,6 @@ class _Passes:
 
     def predicted(self) -> PassBytes:
         """What passes take, found with fake tensors; each is asked for once."""
-        from lora_scripts.planning.activations import predicted_peak
         from lora_scripts.training.draws import Draws
 
         example = self._data.batch(self._samples(1), self._device)
