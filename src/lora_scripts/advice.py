@@ -21,7 +21,7 @@ def advise(config: RunConfig, dataset: Dataset, max_steps: int, uses_per_epoch: 
     """Lines beginning with `Advice:`, most telling first; `num_parameters` are the frozen model's."""
     lines = list(optimizer_advice(config.optimizer, config.learning_rate, config.lr_scheduler))
     pictures = len(dataset.examples)
-    batch = config.batch_size * config.gradient_accumulation_steps
+    batch = config.step_size
     passes = max_steps * batch / uses_per_epoch * config.repeats
     if batch > uses_per_epoch:
         lines.append(

@@ -17,6 +17,7 @@ __all__ = ["RunConfig", "Size", "parse_size"]
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "adamw_schedulefree"]
 SchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+DEFAULT_BATCH = 4
 MAX_NAME_BYTES = 240
 """File systems allow 255; a few more are needed while a file is written."""
 RESERVED_NAMES = frozenset(
@@ -157,10 +158,14 @@ class AdapterSettings(Section):
 class TrainSettings(Section):
     """Steps, optimizer and schedule."""
 
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Pictures per micro-batch; 1 or 2 when memory is short."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = DEFAULT_BATCH
+    """Pictures per micro-batch; 1 or 2 when memory is short. auto: as many of a step's pictures at once as fit into memory (docs/memory.md)."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = 1
     """Micro-batches per optimizer step."""
+    effective_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """With `batch_size: auto`: pictures per optimizer step, however they are cut. Default: 4 x `gradient_accumulation_steps`."""
+    memory_limit_gb: Positive | None = None
+    """Memory that the settings on auto may count on, in 10^9 bytes. Default: 92 % of what is free on the device."""
     epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Passes over the data. Default: 10."""
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
@@ -182,7 +187,7 @@ class TrainSettings(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients longer than this are shortened to it; 0 turns it off."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Trade speed for memory. auto: only when the GPU is small for the model and size."""
+    """Trade speed for memory. auto: only when a step does not fit into memory otherwise."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """All random draws follow from it."""
     num_workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = "auto"
@@ -322,6 +327,12 @@ class RunConfig(
             inert("validate_every", "validation_pictures is 0")
         if self.validation_pictures == 0 or self.validate_every == 0:
             inert("early_stopping", "the validation loss is off")
+        if self.batch_size != "auto":
+            inert("effective_batch", "batch_size is a number, times gradient_accumulation_steps, not auto")
+            if self.gradient_checkpointing != "auto":
+                inert("memory_limit_gb", "neither batch_size nor gradient_checkpointing is auto")
+        elif self.effective_batch is not None:
+            inert("gradient_accumulation_steps", "effective_batch says how many pictures a step has")
         if self.min_timestep > self.max_timestep:
             faults.append(f"min_timestep: {self.min_timestep} is above max_timestep ({self.max_timestep}).")
         if self.zero_terminal_snr and self.prediction == "epsilon":
@@ -348,6 +359,18 @@ class RunConfig(
     def name(self) -> str:
         """The finished file's name without its ending."""
         return self.output_name or self.output_dir.resolve().name
+
+    @property
+    def step_size(self) -> int:
+        """Pictures per optimizer step: what the user asked for, whatever memory makes of it."""
+        if self.batch_size != "auto":
+            return self.batch_size * self.gradient_accumulation_steps
+        return self.effective_batch or DEFAULT_BATCH * self.gradient_accumulation_steps
+
+    @property
+    def micro_batch(self) -> int:
+        """Pictures per forward pass at most; all of a step while `batch_size` is auto and nothing was chosen yet."""
+        return self.step_size if self.batch_size == "auto" else self.batch_size
 
     @property
     def alpha(self) -> float:

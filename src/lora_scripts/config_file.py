@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,11 @@ def make_config(
             config = RunConfig.model_validate(trial)
         except ValidationError as error:
             wrong = set()
+            for key, reason in _reasons(error):
+                wrong.add(key)
+                faults.append(f"{place(key)}: {reason} (it says {_shorten(values.get(key))})")
             for fault in error.errors():
-                if fault["loc"]:
-                    key = str(fault["loc"][0])
-                    wrong.add(key)
-                    faults.append(f"{place(key)}: {_explain(fault)} (it says {_shorten(values.get(key))})")
-                else:
+                if not fault["loc"]:
                     for line in str(fault["msg"]).removeprefix("Value error, ").splitlines():
                         key, _, rest = line.partition(": ")
                         faults.append(f"{place(key)}: {rest}" if key in known else line)
@@ -177,6 +176,20 @@ def _unusable_text(key: str, value: Any) -> str:
     except RuntimeError:
         return "names a user whose home folder is not known here; write the whole path"
     return ""
+
+
+def _reasons(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """(setting, what is wrong with its value); of a setting that takes one of several kinds of value, one sentence."""
+    kinds: dict[str, list[str]] = {}
+    for fault in error.errors():
+        # pydantic names the kind of value that it tried, or the place in a list.
+        key, *inside = fault["loc"] or [None]
+        if key is not None and inside and isinstance(inside[0], str):
+            kinds.setdefault(str(key), []).append(_explain(fault))
+        elif key is not None:
+            yield str(key), _explain(fault)
+    for key, sentences in kinds.items():
+        yield key, ", or ".join(sentences)
 
 
 def _explain(fault: Any) -> str:

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     import torch
 
     from lora_scripts.models.source import BaseModel
+    from lora_scripts.training.chosen import Chosen
 
-__all__ = ["choose_device", "choose_dtype", "describe_device", "needs_checkpointing"]
+__all__ = ["choose_device", "choose_dtype", "describe_device"]
 
 SMALL_MODEL_BYTES = 200e6
 """Weights below this compute faster in float32 on a CPU: conversions cost more than half-precision kernels save."""
@@ -42,8 +43,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(config: RunConfig, device: torch.device, source: BaseModel) -> torch.dtype:
-    """The number format of the frozen weights: bf16 where the device has it, else fp16 on a GPU, else fp32."""
+def choose_dtype(
+    config: RunConfig, device: torch.device, source: BaseModel, began: Chosen | None = None
+) -> torch.dtype:
+    """The number format of the frozen weights: bf16 where the device has it, else fp16 on a GPU, else fp32.
+
+    Args:
+        began: of the run that is resumed; auto goes on with its format wherever the device can train in it.
+    """
     import torch
 
     if config.mixed_precision != "auto":
@@ -51,6 +58,8 @@ def choose_dtype(config: RunConfig, device: torch.device, source: BaseModel) -> 
         if dtype is torch.float16 and device.type == "cpu":
             raise ConfigError("mixed_precision: fp16 does not train on a CPU. Set bf16, fp32 or auto.")
         return dtype
+    if began is not None and (began.dtype is not torch.float16 or device.type != "cpu"):
+        return began.dtype
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
@@ -58,19 +67,6 @@ def choose_dtype(config: RunConfig, device: torch.device, source: BaseModel) -> 
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     weights = source.path.stat().st_size if source.path.is_file() else _folder_bytes(source)
     return torch.bfloat16 if native and weights > SMALL_MODEL_BYTES else torch.float32
-
-
-def needs_checkpointing(config: RunConfig, device: torch.device, pixels: int) -> bool:
-    """Whether activations are recomputed; auto does so on GPUs that are small for the batch."""
-    import torch
-
-    if config.gradient_checkpointing != "auto":
-        return config.gradient_checkpointing
-    if device.type != "cuda":
-        return False
-    total = torch.cuda.get_device_properties(device).total_memory
-    # Activations of SD 1.5 in half precision: about 1.6 GB per 512 x 512 picture, beside 2.5 GB of weights.
-    return 2.5e9 + 1.6e9 * config.batch_size * pixels / 512**2 > 0.85 * total
 
 
 def describe_device(device: torch.device) -> str:

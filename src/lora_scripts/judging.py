@@ -52,7 +52,7 @@ def make_judge(
     events.note(
         f"Validation loss every {when.every} steps at {when.num_pairs} noise levels per picture: about {when.share:.1%} of the run."
     )
-    validator = Validator(family, adapter, optimizer, parts, when, config.batch_size, device)
+    validator = Validator(family, adapter, optimizer, parts, when, config.micro_batch, device)
 
     def saved(step: int) -> set[int]:
         now = {step} if step % config.save_steps == 0 or step == max_steps else set()

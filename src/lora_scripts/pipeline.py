@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_scripts.data.encoded import EncodedDataset
     from lora_scripts.families.protocol import ModelFamily
     from lora_scripts.models.source import BaseModel
+    from lora_scripts.planning.fit_memory import FittedRun
     from lora_scripts.preflight.findings import Report
     from lora_scripts.training.ranking import Choice
 
@@ -72,9 +73,11 @@ def run(
     from lora_scripts.finish import Finish
     from lora_scripts.judging import make_judge, put_best_back
     from lora_scripts.models.source import resolve_base_model
+    from lora_scripts.planning.fit_memory import fit_memory
     from lora_scripts.preflight.before_run import check_before_run
     from lora_scripts.preflight.model_step import LoadedModel
     from lora_scripts.previews import Previews, preview_requests
+    from lora_scripts.training.chosen import Chosen
     from lora_scripts.training.loop import Pauses, train
     from lora_scripts.training.optimizers import OptimizerSettings, ParameterGroup, make_optimizer
     from lora_scripts.training.resume import Resumable
@@ -85,7 +88,8 @@ def run(
     require_folder(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download)
     device = choose_device(config.device)
-    dtype = choose_dtype(config, device, source)
+    began = Chosen.read(config.output_dir)
+    dtype = choose_dtype(config, device, source, began)
     events.note(f"Base model {source.title} ({source.family}): reading its weights.")
     family = family_class(source.family).load(source, config, device, dtype)
     resolution = config.resolution or (family.default_resolution, family.default_resolution)
@@ -123,13 +127,17 @@ def run(
     data, dataset = parts.train, parts.train.dataset
     events.note(parts.note)
 
-    # The trainable layers, and the order in which examples come.
+    # The trainable layers, how a step is cut so that it fits into memory, and the order in which examples come.
     adapter = attach_adapter(family, config, events)
+    fitted = fit_memory(config, family, adapter, data, device, began)
+    config = fitted.config
+    if fitted.summary:
+        events.note(f"Memory: {fitted.summary}.", "info" if fitted.fits else "warning")
     plan = StepPlan(
         [example.name for example in dataset.examples],
         [example.fit.bucket for example in dataset.examples],
         [example.repeats for example in dataset.examples],
-        config.batch_size * config.gradient_accumulation_steps,
+        config.step_size,
         config.seed,
     )
     max_steps = config.max_steps or (config.epochs or 10) * plan.steps_per_epoch
@@ -151,7 +159,7 @@ def run(
         optimizer,
         events,
     )
-    events.started(_start(config, source, adapter, data, resolution, max_steps, state.step, device, dtype))
+    events.started(_start(fitted, source, adapter, data, resolution, max_steps, state.step, device, dtype))
     judge, validate_every = make_judge(
         config, family, adapter, optimizer, parts, plan, max_steps, state, device, events
     )
@@ -212,7 +220,7 @@ def _num_parameters(family: ModelFamily) -> int:
 
 
 def _start(
-    config: RunConfig,
+    fitted: FittedRun,
     source: BaseModel,
     adapter: Adapter,
     data: EncodedDataset,
@@ -226,8 +234,11 @@ def _start(
 
     examples = data.dataset.examples
     buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in data.dataset.bucket_counts.items())
+    config = fitted.config
     settings: dict[str, Any] = config.model_dump(mode="json")
     settings |= {"resolution": f"{resolution[0]}x{resolution[1]}", "lora_alpha": config.alpha, "max_steps": max_steps}
+    if fitted.summary:
+        settings["memory"] = fitted.summary
     facts = [
         ("base model", f"{source.title} ({source.family})"),
         ("device", f"{describe_device(device)}, {str(dtype).removeprefix('torch.')}"),

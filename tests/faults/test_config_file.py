@@ -24,7 +24,10 @@ FAULTS = {
         HEAD + "learning_rate: -1e-4\n",
         ["line 4: learning_rate: should be greater than 0 (it says '-1e-4')"],
     ),
-    "negative batch": (HEAD + "batch_size: -1\n", ["line 4: batch_size: should be greater than or equal to 1"]),
+    "negative batch": (
+        HEAD + "batch_size: -1\n",
+        ["line 4: batch_size: should be greater than or equal to 1, or must be one of 'auto' (it says -1)"],
+    ),
     "not a number": (HEAD + "learning_rate: .nan\n", ["line 4: learning_rate: must be a finite number (it says nan)"]),
     "infinite": (HEAD + "max_grad_norm: 1e999\n", ["line 4: max_grad_norm: must be a finite number"]),
     "alias bomb": (HEAD + ALIAS_BOMB, ["my.yaml line 5: anchors and aliases (&, *) are not allowed"]),

@@ -53,6 +53,19 @@ def test_no_model_leaves_time_and_memory_out(check: Check) -> None:
     assert "memory" not in out
 
 
+def test_what_auto_comes_to_is_shown(check: Check) -> None:
+    code, out, _ = check(batch_size="auto", effective_batch=8, memory_limit_gb=0.0013, resolution=64)
+    assert code == 0
+    assert "6 steps of batch 8" in out
+    assert "usable; batch 8 as 4 passes of 2, checkpointing off." in out
+
+
+def test_memory_too_small_for_any_cut_is_amber(check: Check) -> None:
+    code, out, _ = check("--json", batch_size="auto", memory_limit_gb=0.0001)
+    findings = {finding["code"]: finding["level"] for finding in json.loads(out)["findings"]}
+    assert (code, findings["memory-short"]) == (0, "amber")
+
+
 def test_red_exits_with_2_and_force_overrides(check: Check, pictures: Path) -> None:
     spoil_captions(pictures)
     code, out, _ = check("--no-model")

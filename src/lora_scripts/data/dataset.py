@@ -176,7 +176,7 @@ def require_folder(config: RunConfig) -> Path:
 def _require_batch(config: RunConfig, dataset: Dataset) -> None:
     """Raises ConfigError when the user wrote a batch that the data set can never fill; the default adapts in silence."""
     uses = sum(example.repeats for example in dataset.examples)
-    if "batch_size" in config.model_fields_set and config.batch_size > uses:
+    if "batch_size" in config.model_fields_set and config.batch_size != "auto" and config.batch_size > uses:
         raise ConfigError(
             f"batch_size: {config.batch_size} is more than the {uses} pictures of an epoch, so it is never filled. "
             f"Set batch_size: {uses} or less, or add pictures."

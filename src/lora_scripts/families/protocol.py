@@ -148,6 +148,10 @@ class ModelFamily(Protocol):
         """Moves what only `encoders` and `sample` need off the training device."""
         ...
 
+    def set_checkpointing(self, on: bool) -> None:
+        """Whether the backward pass computes activations again rather than keeping them; off after `load`."""
+        ...
+
     def cut_caption(self, caption: str) -> str:
         """The part of a caption that the text encoder reads: all of it, or its beginning."""
         ...

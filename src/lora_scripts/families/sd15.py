@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from lora_scripts.config import RunConfig
-from lora_scripts.devices import needs_checkpointing
 from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
 from lora_scripts.models.stable_diffusion import StableDiffusionParts, load_stable_diffusion
 from lora_scripts.objectives.ddpm import (
@@ -70,11 +69,6 @@ class StableDiffusion15:
             module.requires_grad_(False).eval()
         if device.type == "cpu":
             parts.unet.to(memory_format=torch.channels_last)
-        width, height = config.resolution or (int(parts.unet.config.sample_size) * 8,) * 2
-        if needs_checkpointing(config, device, width * height):
-            parts.unet.enable_gradient_checkpointing()
-            if config.train_text_encoder:
-                parts.text_encoder.gradient_checkpointing_enable()
         return cls(parts, source, config, device)
 
     @property
@@ -172,6 +166,11 @@ class StableDiffusion15:
             torch.cuda.empty_cache()
 
     # What is trained --------------------------------------------------------------------------------------------------
+
+    def set_checkpointing(self, on: bool) -> None:
+        # The text encoder keeps about 20 MB a picture, the U-Net some 800: not worth its time.
+        unet = self._parts.unet
+        (unet.enable_gradient_checkpointing if on else unet.disable_gradient_checkpointing)()
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Mean squared error of the predicted noise (or velocity), one number per picture, summed."""

@@ -5,13 +5,24 @@ The effective batch is the user's and never changes; only how it is cut does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from lora_scripts.planning.activations import ActivationBytes
+from lora_scripts.preflight.wording import gigabytes
 
-__all__ = ["OPTIMIZER_BYTES", "MemoryNeeds", "MemoryPlan", "choose_plan", "micro_batch_sizes"]
+__all__ = [
+    "OPTIMIZER_BYTES",
+    "MemoryNeeds",
+    "MemoryPlan",
+    "PassBytes",
+    "choose_plan",
+    "describe_split",
+    "micro_batch_sizes",
+]
+
+PassBytes = Callable[[int, bool], int]
+"""(micro-batch, checkpointing) -> bytes at the worst moment of a pass, weights left out."""
 
 OPTIMIZER_BYTES: Mapping[str, int] = MappingProxyType(
     {
@@ -25,8 +36,8 @@ OPTIMIZER_BYTES: Mapping[str, int] = MappingProxyType(
 )
 """Optimizer state per trainable weight."""
 
-WORKSPACE = 1.15
-"""Room for what comes and goes within a layer and for fragments; 5 to 12 % were seen on U-Nets."""
+SCRATCH = 1.1
+"""What kernels take for themselves and what is lost between blocks of memory, until a measurement says more."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +45,20 @@ class MemoryNeeds:
     """Bytes by what they are for.
 
     Attributes:
-        weights: of the frozen model on the training device.
-        adapter: trainable weights, their gradients and the optimizer's state.
-        activations: kept between the passes without gradient checkpointing.
-        checkpointed: the same with it: inputs of the blocks, and one block at a time in full.
+        weights: of what is used in a step, frozen and trainable, on the training device.
+        optimizer: the optimizer's state.
+        of_pass: what a pass takes; asked only for the plans that are looked at, because an answer takes seconds.
+        factor: what a pass really takes, as a multiple of `of_pass`.
     """
 
     weights: int
-    adapter: int
-    activations: ActivationBytes
-    checkpointed: ActivationBytes
+    optimizer: int
+    of_pass: PassBytes
+    factor: float = SCRATCH
 
     def total(self, micro_batch: int, checkpointing: bool) -> int:
         """Bytes at the peak of a step."""
-        kept = (self.checkpointed if checkpointing else self.activations).of(micro_batch)
-        return self.weights + self.adapter + round(kept * WORKSPACE)
+        return self.weights + self.optimizer + round(self.of_pass(micro_batch, checkpointing) * self.factor)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class MemoryPlan:
         accumulation: micro-batches in an optimizer step.
         num_bytes: predicted at the peak of a step.
         budget_bytes: what may be used.
+        measured: a trial pass was run and `num_bytes` follows from it.
     """
 
     micro_batch: int
@@ -67,14 +78,28 @@ class MemoryPlan:
     checkpointing: bool
     num_bytes: int
     budget_bytes: int
+    measured: bool = False
 
     @property
     def fits(self) -> bool:
         return self.num_bytes <= self.budget_bytes
 
+    @property
+    def cut(self) -> tuple[int, bool]:
+        """What tells two plans of one run apart."""
+        return self.micro_batch, self.checkpointing
+
     def __str__(self) -> str:
-        how = f"{self.micro_batch} x {self.accumulation}{', gradient checkpointing' if self.checkpointing else ''}"
-        return f"batch {how}: about {self.num_bytes / 1e9:.1f} of {self.budget_bytes / 1e9:.1f} GB"
+        source = "measured" if self.measured else "predicted"
+        split = describe_split(self.micro_batch, self.accumulation, self.checkpointing)
+        enough = "" if self.fits else ", which is too little"
+        return f"{source} {gigabytes(self.num_bytes)} of {gigabytes(self.budget_bytes)} usable{enough}; {split}"
+
+
+def describe_split(micro_batch: int, accumulation: int, checkpointing: bool) -> str:
+    """`batch 4 as 2 passes of 2, checkpointing on`."""
+    passes = "in one pass" if accumulation == 1 else f"as {accumulation} passes of {micro_batch}"
+    return f"batch {micro_batch * accumulation} {passes}, checkpointing {'on' if checkpointing else 'off'}"
 
 
 def choose_plan(
@@ -94,12 +119,14 @@ def choose_plan(
     """
     sizes = [micro_batch] if micro_batch is not None else list(micro_batch_sizes(effective_batch))
     ways = [checkpointing] if checkpointing is not None else [False, True]
-    plans = [
-        MemoryPlan(size, effective_batch // size, way, needs.total(size, way), budget_bytes)
-        for way in ways
-        for size in sizes
-    ]
-    return next((plan for plan in plans if plan.fits), min(plans, key=lambda plan: plan.num_bytes))
+    seen = []
+    for way in ways:
+        for size in sizes:
+            plan = MemoryPlan(size, effective_batch // size, way, needs.total(size, way), budget_bytes)
+            if plan.fits:
+                return plan
+            seen.append(plan)
+    return min(seen, key=lambda plan: plan.num_bytes)
 
 
 def micro_batch_sizes(effective_batch: int) -> Iterator[int]:

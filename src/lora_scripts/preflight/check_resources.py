@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lora_scripts.config import RunConfig
+from lora_scripts.planning.budget import USABLE
 from lora_scripts.preflight.disk import DiskNeed
 from lora_scripts.preflight.findings import Finding, Prediction
 from lora_scripts.preflight.model_step import StepMeasurement
@@ -16,8 +17,6 @@ __all__ = ["check_disk", "check_step", "predict", "prediction_note"]
 
 TIGHT_DISK = 0.8
 """Share of the free room from which something else that grows can end the run."""
-TIGHT_MEMORY = 0.92
-"""Share of the device's memory; drivers and the desktop take the rest, and Windows moves tensors to slow memory."""
 WAYS_TO_FIT = (
     "Close other programs that use the device; then batch_size: 1 with more gradient_accumulation_steps, "
     "gradient_checkpointing: true, a smaller resolution, train_text_encoder: false."
@@ -48,6 +47,13 @@ def check_step(step: StepMeasurement) -> list[Finding]:
         text = f"Out of memory: not even one picture of {shape} can be trained on this device."
         return [Finding("red", "out-of-memory", text, remedy=WAYS_TO_FIT)]
     findings = []
+    if step.memory_plan:
+        text = f"Memory: {step.memory_plan}."
+        findings.append(
+            Finding("note", "memory-plan", text)
+            if step.memory_fits
+            else Finding("amber", "memory-short", text, remedy=WAYS_TO_FIT)
+        )
     if not step.finite:
         findings.append(
             Finding(
@@ -67,7 +73,7 @@ def check_step(step: StepMeasurement) -> list[Finding]:
                 remedy=f"Set batch_size: {step.fitted} and as many more gradient_accumulation_steps, for the same result.",
             )
         )
-    elif step.device_bytes is not None and step.peak_bytes > TIGHT_MEMORY * step.device_bytes:
+    elif step.device_bytes is not None and step.peak_bytes > USABLE * step.device_bytes:
         findings.append(
             Finding(
                 "amber",
@@ -95,7 +101,7 @@ def predict(
     disk, free = sum(need.num_bytes for need in needs), min(need.free_bytes for need in needs)
     if step is None or step.fitted == 0:
         return Prediction(length.to_do, disk, free)
-    passes = config.gradient_accumulation_steps * -(-step.wanted // step.fitted)
+    passes = step.passes * -(-step.wanted // step.fitted)
     step_seconds = passes * step.seconds
     rendered = length.to_do // config.preview_every + 1 if config.preview_every else 0
     # With guidance each denoising step computes two pictures.

@@ -33,7 +33,7 @@ def check_shapes(examples: Sequence[Example], config: RunConfig, length: RunLeng
 
 def _never_filled(examples: Sequence[Example], config: RunConfig) -> Iterable[Finding]:
     uses = sum(example.repeats for example in examples)
-    if "batch_size" in config.model_fields_set and config.batch_size > uses:
+    if "batch_size" in config.model_fields_set and config.batch_size != "auto" and config.batch_size > uses:
         yield Finding(
             "red",
             "batch-never-filled",
@@ -46,13 +46,13 @@ def _lonely(examples: Sequence[Example], config: RunConfig) -> Iterable[Finding]
     uses: Counter[Size] = Counter()
     for example in examples:
         uses[example.fit.bucket] += example.repeats
-    lonely = {bucket: n for bucket, n in uses.items() if n < config.batch_size}
+    lonely = {bucket: n for bucket, n in uses.items() if n < config.micro_batch}
     if len(uses) > 1 and sum(lonely.values()) > MOST_LONELY * sum(uses.values()):
         shapes = [f"{w}x{h} ({n})" for (w, h), n in sorted(lonely.items(), key=lambda item: item[1])]
         yield Finding(
             "amber",
             "shapes-below-batch",
-            f"{count(len(lonely), 'shape')} hold fewer pictures than a batch of {config.batch_size}: {some(shapes, 5)}. "
+            f"{count(len(lonely), 'shape')} hold fewer pictures than a batch of {config.micro_batch}: {some(shapes, 5)}. "
             "No picture is lost, but passes are smaller and steps slower.",
             [example.name for example in examples if example.fit.bucket in lonely],
             "Crop pictures to common shapes, lower batch_size, or raise bucket_step so that there are fewer shapes.",
@@ -74,11 +74,12 @@ def _uneven(examples: Sequence[Example]) -> Iterable[Finding]:
 
 
 def _steps(examples: Sequence[Example], config: RunConfig, length: RunLength) -> Iterable[Finding]:
-    accumulated = f" x {config.gradient_accumulation_steps}" if config.gradient_accumulation_steps > 1 else ""
+    cut = f"{config.batch_size} x {config.gradient_accumulation_steps}"
+    batch = cut if config.batch_size != "auto" and config.gradient_accumulation_steps > 1 else f"{config.step_size}"
     per_picture = length.max_steps / length.steps_per_epoch * sum(e.repeats for e in examples) / len(examples)
     yield Finding(
         "note",
         "steps",
-        f"{count(length.max_steps, 'step')} of batch {config.batch_size}{accumulated}, {length.steps_per_epoch} per epoch; "
+        f"{count(length.max_steps, 'step')} of batch {batch}, {length.steps_per_epoch} per epoch; "
         f"each picture is seen about {per_picture:.3g} times.",
     )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,19 +15,18 @@ from lora_scripts.data.captions import CaptionSettings
 from lora_scripts.data.dataset import Dataset, Example
 from lora_scripts.data.encoded import EncodedDataset, encode_all
 from lora_scripts.data.sampler import Sample
+from lora_scripts.planning.fit_memory import fit_memory
 from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES
-from lora_scripts.training.draws import Draws
-from lora_scripts.training.memory import memory_now, reset_peak
+from lora_scripts.planning.trial_pass import TrialPass, largest_pass, trial_pass
+from lora_scripts.training.chosen import Chosen
+from lora_scripts.training.memory import memory_now
 from lora_scripts.training.micro_batches import is_out_of_memory
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
     from lora_scripts.families.protocol import ModelFamily
 
-__all__ = ["LoadedModel", "StepMeasurement", "largest_pass", "measure_step"]
-
-SLOW_S = 5.0
-"""A pass that takes longer is not repeated: what its first time costs more is then little of it."""
+__all__ = ["LoadedModel", "StepMeasurement", "measure_step"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,9 @@ class StepMeasurement:
         device_bytes: memory of the device, None where it is not known.
         finite: whether the loss was a finite number.
         encoded_bytes: of one picture and its caption in the cache.
+        passes: of `wanted` examples in an optimizer step.
+        memory_plan, memory_fits: what the settings on auto come to, empty when nothing was to be chosen; false when no
+            way of cutting a step is predicted to fit.
     """
 
     bucket: Size
@@ -64,17 +63,9 @@ class StepMeasurement:
     device_bytes: int | None = None
     finite: bool = True
     encoded_bytes: int = 0
-
-
-def largest_pass(examples: Sequence[Example], batch_size: int) -> list[Example]:
-    """The examples of the pass with the most pixels; a shape that cannot fill a batch makes smaller passes."""
-    uses: Counter[Size] = Counter()
-    for example in examples:
-        uses[example.fit.bucket] += example.repeats
-    size = {bucket: min(batch_size, number) for bucket, number in uses.items()}
-    bucket = max(size, key=lambda b: (b[0] * b[1] * size[b], b))
-    inside = [example for example in examples if example.fit.bucket == bucket]
-    return [inside[i % len(inside)] for i in range(size[bucket])]
+    passes: int = 1
+    memory_plan: str = ""
+    memory_fits: bool = True
 
 
 def measure_step(
@@ -88,7 +79,7 @@ def measure_step(
     Raises:
         DataError: one of the pictures was changed since the data set was listed.
     """
-    examples = largest_pass(dataset.examples, config.batch_size)
+    examples = largest_pass(dataset.examples, config.micro_batch)
     bucket, wanted = examples[0].fit.bucket, len(examples)
     device = model.device
     try:
@@ -97,30 +88,32 @@ def measure_step(
         if not is_out_of_memory(error):
             raise
         return StepMeasurement(bucket, wanted, 0, device_bytes=_device_bytes(device))
-    _clear(device)
-    reset_peak(device)
+    fitted_run = fit_memory(config, model.family, adapter, data, device, Chosen.read(config.output_dir))
+    wanted = min(wanted, fitted_run.config.micro_batch)
 
-    fitted, seconds, finite = wanted, None, True
+    def trial(size: int) -> TrialPass | None:
+        return trial_pass(model.family, adapter, data, _samples(data, size), device, config.seed)
+
     # Kernels are chosen and buffers made in a first pass, which may take a hundred times as long: one example pays for it.
-    if _pass(model, adapter, config, data, 1) is None:
-        fitted = 0
-    while fitted and seconds is None:
-        timed = _pass(model, adapter, config, data, fitted)
+    fitted = wanted if trial(1) is not None else 0
+    timed = None
+    while fitted and timed is None:
+        timed = trial(fitted)
         if timed is None:
             fitted = (fitted + 1) // 2 if fitted > 1 else 0
-            reset_peak(device)
-        else:
-            seconds, finite = timed
     peak = memory_now(device).peak_bytes + adapter.num_parameters * OPTIMIZER_BYTES[config.optimizer]
     return StepMeasurement(
         bucket,
         wanted,
         fitted,
-        seconds or 0.0,
+        timed.seconds if timed is not None else 0.0,
         peak,
         _device_bytes(device),
-        finite,
+        timed is None or timed.finite,
         _encoded_bytes(data),
+        fitted_run.config.gradient_accumulation_steps,
+        fitted_run.summary,
+        fitted_run.fits,
     )
 
 
@@ -133,50 +126,8 @@ def _encode(
     return encode_all(few, model.family.encoders(), CaptionSettings.of(config), cache, flip=config.flip, num_workers=2)
 
 
-def _pass(
-    model: LoadedModel, adapter: Adapter, config: RunConfig, data: EncodedDataset, size: int
-) -> tuple[float, bool] | None:
-    """Seconds of a pass over `size` examples and whether its loss was finite, or None when memory ran out."""
-    samples = [Sample(i % len(data.dataset.examples), f"preflight/{i}", (i / size, 1 / size)) for i in range(size)]
-    try:
-        return _timed(model, adapter, config, data, samples)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
-    finally:
-        adapter.zero_grad()
-        _clear(model.device)
-
-
-def _timed(
-    model: LoadedModel, adapter: Adapter, config: RunConfig, data: EncodedDataset, samples: Sequence[Sample]
-) -> tuple[float, bool]:
-    batch = data.batch(samples, model.device)
-    # Dropout draws from the global generator: the run must find it as if no check had been.
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        for again in (False, True):
-            began = time.perf_counter()
-            loss = model.family.loss(batch, Draws(config.seed))
-            loss.total.backward()  # type: ignore[no-untyped-call]
-            _wait_for(model.device)
-            seconds = time.perf_counter() - began
-            if again or seconds > SLOW_S:
-                break
-    return seconds, bool(loss.total.isfinite())
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def _clear(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def _samples(data: EncodedDataset, size: int) -> list[Sample]:
+    return [Sample(i % len(data.dataset.examples), f"preflight/{i}", (i / size, 1 / size)) for i in range(size)]
 
 
 def _device_bytes(device: torch.device) -> int | None:

@@ -41,7 +41,7 @@ def run_length(config: RunConfig, examples: Sequence[Example]) -> RunLength:
     held_out = num_held_out(config.validation_pictures, len(examples))
     trained = round(uses * (1 - held_out / max(1, len(examples))))
     # Left-overs of the shapes are put together into mixed steps, so an epoch is as short as it can be.
-    per_epoch = max(1, -(-trained // (config.batch_size * config.gradient_accumulation_steps)))
+    per_epoch = max(1, -(-trained // config.step_size))
     return RunLength(per_epoch, config.max_steps or (config.epochs or 10) * per_epoch, _steps_done(config.output_dir))
 
 

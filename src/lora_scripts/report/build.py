@@ -51,7 +51,7 @@ def build_report(config: RunConfig, outcome: Outcome, measurements: Sequence[Mea
             ),
             ("look at the curves", f"tensorboard --logdir {config.output_dir / 'logs'} --port 6006"),
         ],
-        written_settings=config.model_fields_set,
+        written_settings={*config.model_fields_set, "memory"},  # what auto chose is told beside what was written
     )
     write_report(path, read_record(config.output_dir / "record.jsonl"), facts)
     return path

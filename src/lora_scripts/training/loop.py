@@ -20,6 +20,7 @@ from lora_scripts.training.memory import memory_now
 from lora_scripts.training.micro_batches import MicroBatches
 from lora_scripts.training.optimizers import effective_learning_rates, set_learning_rates
 from lora_scripts.training.snapshot import Snapshot
+from lora_scripts.training.spill import SpillGuard
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
@@ -41,6 +42,7 @@ class LoopState:
         smoothed: the loss's moving average before its bias is corrected.
         smoothed_steps: how many losses went into it.
         micro_batch: examples in one pass, once memory has shown how many fit; 0 before the first step.
+        checkpointing: whether activations are computed again in the backward pass.
         guard: what the guard against anomalies remembers.
         validations: every measurement of the validation loss so far, as `training.validation` keeps them.
         best_step: the saved step that would be exported now; None without measurements.
@@ -52,6 +54,7 @@ class LoopState:
     smoothed_steps: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
     micro_batch: int = 0
+    checkpointing: bool = False
     guard: dict[str, Any] = field(default_factory=dict)
     validations: list[dict[str, Any]] = field(default_factory=list)
     best_step: int | None = None
@@ -112,7 +115,8 @@ def train(
     meter = _Meter(state, max_steps, plan.steps_per_epoch, events, device)
     guard = Guard(**state.guard)
     saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
-    micro_batches = MicroBatches(plan, state.micro_batch or config.batch_size, events, device)
+    micro_batches = MicroBatches(plan, state.micro_batch or config.micro_batch, events, device)
+    spill = SpillGuard(micro_batches, events, device)
 
     def backward(uses: Sequence[Sample]) -> Loss:
         loss = family.loss(data.batch(uses, device), draws)
@@ -129,8 +133,8 @@ def train(
             torch.manual_seed(draws.seed_for(str(step), "dropout"))
 
         # Forward and backward, one micro-batch at a time.
+        began = time.perf_counter()
         total, count = micro_batches.run(uses_of_step, backward, adapter.zero_grad)
-        state.micro_batch = micro_batches.size
 
         # One mean per optimizer step.
         scaler.unscale_(optimizer)
@@ -140,6 +144,10 @@ def train(
         # Bad numbers go no further. Two floats are fetched for this, the only wait for the device in a step: a limit that
         # moves with the run is judged here, and weights that have taken a bad step could not be mended later.
         mean, norm = torch.stack([total / count, grad_norm.to(total)]).tolist()
+        spill.after_step(
+            time.perf_counter() - began, [data.dataset.examples[use.index].fit.bucket for use in uses_of_step]
+        )
+        state.micro_batch = micro_batches.size
         overflow = scaler.is_enabled() and math.isfinite(mean) and not math.isfinite(norm)  # the scaler's to handle
         verdict = Verdict(Action.TAKE) if overflow else guard.judge(step, mean, norm)
         if verdict.action is Action.TAKE:

@@ -59,15 +59,16 @@ class MicroBatches:
                 if self.size == 1:
                     raise TrainingError(_too_large(error)) from None
             # Outside the handler: the exception's frames would keep the activations of the failed pass alive.
-            self._halve()
+            self.halve(f"Out of memory with {self.size} examples at once.")
             clear()
 
-    def _halve(self) -> None:
-        before, self.size = self.size, (self.size + 1) // 2
+    def halve(self, reason: str) -> None:
+        """Makes all further passes half as large; `reason` is a sentence that says why."""
+        self.size = (self.size + 1) // 2
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         self._events.note(
-            f"Out of memory with {before} examples at once. The run goes on with {self.size}; steps hold the same examples "
+            f"{reason} The run goes on with {self.size}; steps hold the same examples "
             f"as before. To begin like this the next time: batch_size: {self.size}, and more gradient_accumulation_steps.",
             "warning",
         )

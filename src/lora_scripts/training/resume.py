@@ -34,7 +34,8 @@ FREE_TO_CHANGE = frozenset(
         "train_data_dir", "metadata_path", "exclude", "cache_dir", "base_model", "allow_download", "device", "num_workers",
         "gradient_checkpointing", "output_dir", "output_name", "save_steps", "keep_checkpoints", "log_steps",
         "save_precision", "metadata_level", "description", "sample_prompts", "sample_every", "sample_negative_prompt",
-        "sample_steps", "sample_guidance", "sample_seed", "epochs", "max_steps", "keep",
+        "sample_steps", "sample_guidance", "sample_seed", "epochs", "max_steps", "keep", "effective_batch",
+        "memory_limit_gb",
     }
 )  # fmt: skip
 """Settings that do not shape the weights by themselves: data and base model are compared by content, steps by number."""
@@ -93,14 +94,15 @@ class Resumable:
         checkpoint, notes = newest_checkpoint(output_dir)
         for line in notes:
             events.note(line, "warning")
+        checkpointing = self._config.gradient_checkpointing is True
         if checkpoint is None:
-            return LoopState()
+            return LoopState(checkpointing=checkpointing)
         folder = output_dir / f"checkpoint-{checkpoint.step}"
         files = [path for path in folder.glob("*.safetensors") if path.name.endswith(f"-{checkpoint.step}.safetensors")]
         refuse_differences(checkpoint.identity, self._identity, output_dir, files[0] if files else None)
         self._adapter.load_state_dict(checkpoint.adapter)
         load_optimizer_state(self._optimizer, checkpoint.optimizer_tensors, checkpoint.optimizer_state)
-        state = LoopState(**checkpoint.loop)
+        state = LoopState(**{**checkpoint.loop, "checkpointing": checkpointing})
         if state.scaler:
             self._scaler.load_state_dict(state.scaler)
         events.note(f"Resuming after step {state.step}, from {folder}.")

@@ -7,7 +7,6 @@ from typing import get_args
 import pytest
 import torch
 
-from lora_scripts.planning.activations import ActivationBytes
 from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES, MemoryNeeds, choose_plan, micro_batch_sizes
 from lora_scripts.training.optimizers import (
     OptimizerName,
@@ -18,7 +17,13 @@ from lora_scripts.training.optimizers import (
 )
 
 GB = 10**9
-NEEDS = MemoryNeeds(2 * GB, GB // 10, ActivationBytes(0, 2 * GB), ActivationBytes(GB // 2, GB // 5))
+
+
+def of_pass(size: int, checkpointing: bool) -> int:
+    return GB // 2 + size * GB // 5 if checkpointing else size * 2 * GB
+
+
+NEEDS = MemoryNeeds(2 * GB, GB // 10, of_pass, factor=1.15)
 
 
 def test_everything_at_once_where_memory_is_plenty() -> None:
@@ -54,6 +59,23 @@ def test_what_the_user_wrote_is_kept() -> None:
 def test_the_smallest_plan_is_returned_when_none_fits() -> None:
     plan = choose_plan(NEEDS, GB, 4)
     assert (plan.micro_batch, plan.checkpointing, plan.fits) == (1, True, False)
+
+
+def test_only_the_plans_that_are_looked_at_are_predicted() -> None:
+    asked = []
+
+    def counted(size: int, checkpointing: bool) -> int:
+        asked.append((size, checkpointing))
+        return of_pass(size, checkpointing)
+
+    choose_plan(MemoryNeeds(0, 0, counted), 80 * GB, 8)
+    assert asked == [(8, False)]
+
+
+def test_plan_is_said_in_one_line() -> None:
+    plan = choose_plan(NEEDS, 4 * GB, 8)
+    assert str(plan) == "predicted 3.6 GB of 4.0 GB usable; batch 8 as 2 passes of 4, checkpointing on"
+    assert str(choose_plan(NEEDS, 80 * GB, 8)).endswith("batch 8 in one pass, checkpointing off")
 
 
 def test_sizes_divide_the_batch_largest_first() -> None:

@@ -9,10 +9,11 @@ import pytest
 from lora_scripts.config import RunConfig
 from lora_scripts.data.buckets import fit_into
 from lora_scripts.data.dataset import Example
+from lora_scripts.planning.trial_pass import largest_pass
 from lora_scripts.preflight.check_resources import check_disk, check_step, predict, prediction_note
 from lora_scripts.preflight.check_shapes import check_shapes
 from lora_scripts.preflight.disk import DiskNeed, checkpoint_bytes, encoding_need, merge_by_disk, output_need
-from lora_scripts.preflight.model_step import StepMeasurement, largest_pass
+from lora_scripts.preflight.model_step import StepMeasurement
 from lora_scripts.preflight.run_length import RunLength, run_length
 
 SQUARE, WIDE = (512, 512), (704, 320)
@@ -157,11 +158,11 @@ def test_step_that_does_not_go_well_is_found(change: dict[str, Any], level: str,
 
 
 def test_time_follows_from_the_step(tmp_path: Path) -> None:
-    settings = config(tmp_path, gradient_accumulation_steps=3, sample_every=0)
-    prediction = predict(settings, RunLength(10, 100, 40), [DiskNeed(tmp_path, 1, 2)], STEP, 0)
+    settings, step = config(tmp_path, sample_every=0), replace(STEP, passes=3)
+    prediction = predict(settings, RunLength(10, 100, 40), [DiskNeed(tmp_path, 1, 2)], step, 0)
     assert prediction.step_seconds == 6.0
     assert prediction.total_seconds == pytest.approx(60 * 6.0 * 1.03)
-    halved = predict(settings, RunLength(10, 100), [DiskNeed(tmp_path, 1, 2)], replace(STEP, fitted=2), 0)
+    halved = predict(settings, RunLength(10, 100), [DiskNeed(tmp_path, 1, 2)], replace(step, fitted=2), 0)
     assert halved.step_seconds == 12.0
     (note,) = prediction_note(prediction)
     assert note.text == "Predicted: about 6 min for 60 steps of 6 s, 6.0 GB of 12.0 GB memory, 0 MB disk (0 MB free)."

@@ -1,0 +1,181 @@
+"""The numbers that `batch_size: auto` and `gradient_checkpointing: auto` stand for in a run.
+
+Only how a step is cut into passes is chosen. Its pictures, their order and their random numbers follow from the number of
+pictures per step, which is the user's: a run with auto is the run with the chosen numbers written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lora_scripts.config import RunConfig
+from lora_scripts.data.sampler import Sample
+from lora_scripts.planning.activations import UnpredictableError, predicted_peak
+from lora_scripts.planning.budget import memory_budget
+from lora_scripts.planning.memory_plan import (
+    OPTIMIZER_BYTES,
+    MemoryNeeds,
+    MemoryPlan,
+    PassBytes,
+    choose_plan,
+    describe_split,
+)
+from lora_scripts.planning.settle import settle
+from lora_scripts.planning.trial_pass import can_measure, largest_pass, trial_pass
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.data.encoded import EncodedDataset
+    from lora_scripts.families.protocol import ModelFamily
+    from lora_scripts.training.chosen import Chosen
+
+__all__ = ["FittedRun", "fit_memory"]
+
+
+@dataclass(frozen=True)
+class FittedRun:
+    """A config without auto.
+
+    Attributes:
+        config: how a step is cut stands in it as if the user had written it.
+        summary: one line that says what was chosen and why; empty when there was nothing to choose.
+        fits: false when no way of cutting a step is predicted to fit.
+    """
+
+    config: RunConfig
+    summary: str = ""
+    fits: bool = True
+
+
+def fit_memory(
+    config: RunConfig,
+    family: ModelFamily,
+    adapter: Adapter,
+    data: EncodedDataset,
+    device: torch.device,
+    began: Chosen | None = None,
+) -> FittedRun:
+    """Chooses what is auto and sets the model's checkpointing; weights, gradients and random state stay as they are.
+
+    Memory is predicted with fake tensors for the largest shape; on CUDA the chosen pass is then run once and measured.
+
+    Args:
+        adapter: attached to the family.
+        began: of the run that is resumed; it goes on as it began.
+    """
+    fitted = _fit(config, family, adapter, data, device, began)
+    family.set_checkpointing(fitted.config.gradient_checkpointing is True)
+    return fitted
+
+
+def _fit(
+    config: RunConfig,
+    family: ModelFamily,
+    adapter: Adapter,
+    data: EncodedDataset,
+    device: torch.device,
+    began: Chosen | None,
+) -> FittedRun:
+    micro_batch = None if config.batch_size == "auto" else config.batch_size
+    checkpointing = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
+    if began is not None and began.step_size == config.step_size:
+        micro_batch = began.batch_size if micro_batch is None else micro_batch
+        checkpointing = began.gradient_checkpointing if checkpointing is None else checkpointing
+        fitted = _written_out(config, micro_batch, checkpointing)
+        chosen = config.batch_size == "auto" or (checkpointing and config.gradient_checkpointing == "auto")
+        return FittedRun(fitted, f"as this run began; {_split(fitted)}" if chosen else "")
+    # Without a limit a CPU's memory is seldom short, and the prediction would take longer than a step of a small model.
+    if micro_batch is not None and checkpointing is None and device.type == "cpu" and config.memory_limit_gb is None:
+        checkpointing = False
+    if micro_batch is not None and checkpointing is not None:
+        return FittedRun(_written_out(config, micro_batch, checkpointing))
+
+    passes = _Passes(config, family, adapter, data, device)
+    needs = MemoryNeeds(
+        passes.weight_bytes, adapter.num_parameters * OPTIMIZER_BYTES[config.optimizer], passes.predicted()
+    )
+    budget = memory_budget(device, config.memory_limit_gb, needs.weights)
+
+    def choose(needs: MemoryNeeds) -> MemoryPlan:
+        return choose_plan(needs, budget, config.step_size, micro_batch=micro_batch, checkpointing=checkpointing)
+
+    try:
+        plan = settle(needs, choose, passes.measure) if can_measure(device) else choose(needs)
+    except UnpredictableError as error:
+        # The prediction is a help, not a condition: when memory is short after all, the passes are halved on the way.
+        fitted = _written_out(config, micro_batch or config.step_size, bool(checkpointing))
+        return FittedRun(fitted, f"cannot be predicted for this model ({error}); {_split(fitted)}")
+    return FittedRun(_written_out(config, plan.micro_batch, plan.checkpointing), str(plan), plan.fits)
+
+
+def _written_out(config: RunConfig, micro_batch: int, checkpointing: bool) -> RunConfig:
+    """The config with numbers in place of auto."""
+    values: dict[str, object] = {"gradient_checkpointing": checkpointing}
+    if config.batch_size == "auto":
+        values |= {"batch_size": micro_batch, "gradient_accumulation_steps": config.step_size // micro_batch}
+    return config.model_copy(update=values)
+
+
+def _split(config: RunConfig) -> str:
+    return describe_split(config.micro_batch, config.gradient_accumulation_steps, config.gradient_checkpointing is True)
+
+
+class _Passes:
+    """Passes over pictures of the largest shape, predicted and measured."""
+
+    def __init__(
+        self, config: RunConfig, family: ModelFamily, adapter: Adapter, data: EncodedDataset, device: torch.device
+    ) -> None:
+        self._config, self._family, self._adapter = config, family, adapter
+        self._data, self._device = data, device
+        examples = data.dataset.examples
+        largest = largest_pass(examples, config.micro_batch)
+        self._most = len(largest)
+        self._indices = [i for i, example in enumerate(examples) if example.fit.bucket == largest[0].fit.bucket]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the components that take part in a step, adapter included."""
+        parts = [self._family.components[name] for name in self._adapter.groups()]
+        tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def predicted(self) -> PassBytes:
+        """What passes take, found with fake tensors; each is asked for once."""
+        from lora_scripts.training.draws import Draws
+
+        example = self._data.batch(self._samples(1), self._device)
+        parameters = list(self._adapter.parameters())
+        draws = Draws(self._config.seed)
+
+        @cache
+        def traced(size: int, checkpointing: bool) -> int:
+            self._family.set_checkpointing(checkpointing)
+            return predicted_peak(lambda batch: self._family.loss(batch, draws).total, example, size, parameters)
+
+        def of_pass(size: int, checkpointing: bool) -> int:
+            size, largest = min(size, self._most), self._most
+            if size == largest:
+                return traced(size, checkpointing)
+            # The worst moment may move with the size, and a maximum of straight lines lies below its chord: between
+            # one picture and all of them this is never too little.
+            one, all_ = traced(1, checkpointing), traced(largest, checkpointing)
+            return one + round((all_ - one) * (size - 1) / (largest - 1))
+
+        return of_pass
+
+    def measure(self, plan: MemoryPlan) -> int | None:
+        """Bytes that a pass of this plan really takes, weights left out; None when memory runs out."""
+        self._family.set_checkpointing(plan.checkpointing)
+        samples = self._samples(min(plan.micro_batch, self._most))
+        trial = trial_pass(self._family, self._adapter, self._data, samples, self._device, self._config.seed)
+        return None if trial is None else trial.added_bytes
+
+    def _samples(self, size: int) -> Sequence[Sample]:
+        chosen = [self._indices[i % len(self._indices)] for i in range(size)]
+        return [Sample(index, f"plan/{i}", (i / size, 1 / size)) for i, index in enumerate(chosen)]
