@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import torch
 
     from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.choosing.rule import Choice
     from lora_scripts.data.dataset import Dataset
     from lora_scripts.data.encoded import EncodedDataset
     from lora_scripts.families.protocol import ModelFamily
     from lora_scripts.models.source import BaseModel
-    from lora_scripts.training.ranking import Choice
 
 __all__ = ["Outcome", "list_targets", "run"]
 
@@ -65,7 +65,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     from lora_scripts.devices import choose_device, choose_dtype
     from lora_scripts.families import family_class
     from lora_scripts.finish import Finish
-    from lora_scripts.judging import make_judge, put_best_back
+    from lora_scripts.judging import Chooser, make_judge
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.previews import Previews, preview_requests
     from lora_scripts.training.loop import Pauses, train
@@ -143,6 +143,8 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     judge, validate_every = make_judge(
         config, family, adapter, optimizer, parts, plan, max_steps, state, device, events
     )
+    examples_trained = max_steps * plan.uses_per_epoch / plan.steps_per_epoch
+    chooser = Chooser(config, parts, examples_trained, run_state, previews, resolution, device, events)
     if state.step == 0:
         previews.render(0)
         if judge is not None:
@@ -166,7 +168,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     # The best saved step becomes the finished file: written, read back and compared.
     for line in judge.summary() if judge is not None else ():
         events.note(line)
-    choice = put_best_back(config, state, run_state, previews, events)
+    choice = chooser.put_best_back(state)
     files = finish.export(choice.step, optimizer, previews, device, events)
     events.finished(files)
     return Outcome(True, dataset, files, finish.proofs, advice, choice)

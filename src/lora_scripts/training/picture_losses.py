@@ -1,0 +1,141 @@
+"""How well each picture is fitted, from the losses that training computes anyway.
+
+A picture's losses cannot be compared as they are: the noise level alone moves them by a factor of ten. So the logarithm of
+every loss is compared with the mean logarithm at its part of the noise range, and a picture's fit is the mean of its
+differences: 0 for an ordinary picture, 0.69 for one whose loss is twice what is usual at the same noise levels.
+
+Losses stay on the device until a report or a save fetches them in one piece, so a step waits for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_scripts.data.sampler import Sample
+    from lora_scripts.families.protocol import Loss
+
+__all__ = ["PictureFit", "PictureLosses", "picture_fits"]
+
+NUM_BINS = 20
+"""Parts of the noise range; within one, losses of one picture differ by chance more than by their level."""
+SMALLEST_LOSS = 1e-12
+FEWEST_USES = 3
+"""Below this, one unlucky draw of the noise decides."""
+FAR_OUT = 3.5
+"""A fit is outlying from so many deviations on (Iglewicz and Hoaglin 1993, on the modified z-score)."""
+MAD_TO_DEVIATION = 1.4826
+
+
+class PictureLosses:
+    """Collects (picture, noise level, loss) of the steps that are taken; what it knows is plain numbers for the checkpoint."""
+
+    def __init__(self, num_pictures: int, state: Mapping[str, Any]) -> None:
+        """Args:
+        state: as `fetch` gave it; empty at the beginning, and in checkpoints of versions that did not keep it.
+        """
+        self._bins = [list(row) for row in state.get("bins", [[0, 0.0, 0.0] for _ in range(NUM_BINS)])]
+        self._sums = list(state.get("sums", [0.0] * num_pictures))
+        self._counts = [list(row) for row in state.get("counts", [[0] * NUM_BINS for _ in range(num_pictures)])]
+        self._of_step: list[tuple[list[int], Tensor]] = []
+        self._waiting: list[tuple[list[int], Tensor]] = []
+
+    def begin(self) -> None:
+        """A step begins, for the first time or once more: what it gave so far does not count."""
+        self._of_step = []
+
+    def add(self, uses: Sequence[Sample], loss: Loss) -> None:
+        """Takes in one micro-batch without looking at its numbers."""
+        levels = torch.full_like(loss.per_example, 0.5) if loss.levels is None else loss.levels.to(loss.per_example)
+        self._of_step.append(([use.index for use in uses], torch.stack([loss.per_example, levels])))
+
+    def keep(self) -> None:
+        """The step was taken: its losses count."""
+        self._waiting += self._of_step
+        self._of_step = []
+
+    def fetch(self) -> dict[str, Any]:
+        """All that counts so far; waits for the device once.
+
+        "bins": per part of the noise range, how many losses there were, the sum of their logarithms and of the squares;
+        "sums": per picture, the sum of its losses' logarithms; "counts": per picture, its losses in each part.
+        """
+        if self._waiting:
+            pictures = [index for indices, _ in self._waiting for index in indices]
+            losses, levels = torch.cat([numbers for _, numbers in self._waiting], dim=1).double().tolist()
+            for index, loss, level in zip(pictures, losses, levels, strict=True):
+                self._count(index, math.log(max(loss, SMALLEST_LOSS)), min(int(level * NUM_BINS), NUM_BINS - 1))
+            self._waiting = []
+        return {
+            "bins": [list(row) for row in self._bins],
+            "sums": list(self._sums),
+            "counts": [list(row) for row in self._counts],
+        }
+
+    def _count(self, index: int, log_loss: float, bin_: int) -> None:
+        row = self._bins[bin_]
+        row[0] += 1
+        row[1] += log_loss
+        row[2] += log_loss**2
+        self._sums[index] += log_loss
+        self._counts[index][bin_] += 1
+
+
+@dataclass(frozen=True)
+class PictureFit:
+    """How well one picture is fitted.
+
+    Attributes:
+        index: position among the training pictures.
+        ratio: its loss as a multiple of the usual one at the same noise levels (geometric mean).
+        error: standard error of the ratio.
+        uses: losses that went into it.
+        outlying: far above the other pictures, by more than its own error explains.
+    """
+
+    index: int
+    ratio: float
+    error: float
+    uses: int
+    outlying: bool
+
+
+def picture_fits(state: Mapping[str, Any]) -> list[PictureFit]:
+    """Every picture that was used often enough, the worst fitted first; empty for the state of an older checkpoint."""
+    if not state:
+        return []
+    means, variances = [], []
+    for count, total, squares in state["bins"]:
+        mean = total / count if count else 0.0
+        means.append(mean)
+        variances.append(max(squares / count - mean**2, 0.0) if count else 0.0)
+    found: list[tuple[int, float, float, int]] = []
+    for index, (total, counts) in enumerate(zip(state["sums"], state["counts"], strict=True)):
+        uses = sum(counts)
+        if uses >= FEWEST_USES:
+            expected = sum(n * mean for n, mean in zip(counts, means, strict=True))
+            error = math.sqrt(sum(n * variance for n, variance in zip(counts, variances, strict=True))) / uses
+            found.append((index, (total - expected) / uses, error, uses))
+    if not found:
+        return []
+    middle = median(fit for _, fit, _, _ in found)
+    deviation = MAD_TO_DEVIATION * median(abs(fit - middle) for _, fit, _, _ in found)
+    fits = [
+        PictureFit(
+            index,
+            ratio=math.exp(fit),
+            error=math.exp(fit) * error,
+            uses=uses,
+            outlying=fit - middle > FAR_OUT * max(deviation, error),
+        )
+        for index, fit, error, uses in found
+    ]
+    return sorted(fits, key=lambda each: (-each.ratio, each.index))
