@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +92,8 @@ class Chooser:
         self._run_state, self._previews = run_state, previews
         self._resolution, self._device, self._events = resolution, device, events
         self._clip = find_clip(config.clip_model) if config.keep == "best" else None
+        self.caption_hits: Mapping[str, float] = {}
+        """Picture's name -> share of the other captions that its own beats by CLIP; known where CLIP could be trusted."""
 
     def put_best_back(self, state: LoopState) -> Choice:
         """Makes the model that of the best saved step, and says which it is and why."""
@@ -152,6 +154,7 @@ class Chooser:
         if reference is None or reference.trust.weight < SMALLEST_TRUST:
             self._events.note(f"Saved steps are not compared by their pictures: {_blind(embedder.name, reference)}")
             return None
+        self.caption_hits = reference.caption_hits
         return picture_measure(
             comparison,
             reference,
@@ -183,8 +186,8 @@ class _Studio:
     def visit(self, step: int) -> AbstractContextManager[bool]:
         return self._run_state.visit(step)
 
-    def render(self, request: SampleRequest) -> Image:
-        return self._previews.pictures([request])[0]
+    def render(self, requests: Sequence[SampleRequest]) -> list[Image]:
+        return self._previews.pictures(requests)
 
     def kept(self, step: int, number: int) -> Image | None:
         return kept_preview(self._samples, self._settings, step, number, self._requests[number].prompt)

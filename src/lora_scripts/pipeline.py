@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_scripts.data.dataset import Dataset
     from lora_scripts.data.encoded import EncodedDataset
     from lora_scripts.families.protocol import ModelFamily
+    from lora_scripts.hard_pictures import HardPicture
     from lora_scripts.models.source import BaseModel
 
 __all__ = ["Outcome", "list_targets", "run"]
@@ -34,6 +35,7 @@ class Outcome:
         proofs: what was compared after writing, one line each.
         advice: one line each.
         choice: the step whose weights the finished file holds, and why.
+        hard_pictures: those that were fitted worst, worst first.
     """
 
     complete: bool
@@ -42,6 +44,7 @@ class Outcome:
     proofs: Sequence[str] = ()
     advice: Sequence[str] = ()
     choice: Choice | None = None
+    hard_pictures: Sequence[HardPicture] = ()
 
 
 def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
@@ -65,6 +68,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     from lora_scripts.devices import choose_device, choose_dtype
     from lora_scripts.families import family_class
     from lora_scripts.finish import Finish
+    from lora_scripts.hard_pictures import hard_pictures, named
     from lora_scripts.judging import Chooser, make_judge
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.previews import Previews, preview_requests
@@ -169,9 +173,12 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     for line in judge.summary() if judge is not None else ():
         events.note(line)
     choice = chooser.put_best_back(state)
+    hard = hard_pictures(state.picture_losses, dataset.examples, chooser.caption_hits)
+    for line in named(hard):
+        events.note(line)
     files = finish.export(choice.step, optimizer, previews, device, events)
     events.finished(files)
-    return Outcome(True, dataset, files, finish.proofs, advice, choice)
+    return Outcome(True, dataset, files, finish.proofs, advice, choice, hard)
 
 
 def list_targets(base_model: str) -> list[str]:

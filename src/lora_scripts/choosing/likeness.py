@@ -57,25 +57,25 @@ class Likeness:
 class Reference:
     """The training pictures as CLIP sees them."""
 
-    def __init__(self, images: Tensor, texts: Tensor, captions: Sequence[str]) -> None:
+    def __init__(self, images: Tensor, texts: Tensor, captions: Sequence[str], names: Sequence[str]) -> None:
         """Args:
         images, texts: [N,D] of length one, of the pictures and their captions.
-        captions: tell which texts are the same.
+        captions: tell which texts are the same; at least `FEWEST_PICTURES` differ.
+        names: the pictures'.
         """
-        assert len(captions) >= FEWEST_PICTURES
+        assert len(set(captions)) >= FEWEST_PICTURES
         self._centre = images.mean(dim=0)
         others = (images.sum(dim=0) - images) / (
             len(images) - 1
         )  # without the picture itself, which is nearest to itself
         self.looks: list[float] = (images * others).sum(dim=1).tolist()
         self.margins: list[float] = _margins(images, texts, captions)
-        self.hits: list[float] = _hits(images, texts, captions)
+        self.caption_hits: dict[str, float] = dict(zip(names, _hits(images, texts, captions), strict=True))
 
     @property
     def trust(self) -> Trust:
-        if not self.hits:
-            return Trust(0.5, 0.0)
-        return Trust(fmean(self.hits), stdev(self.hits) / math.sqrt(len(self.hits)) if len(self.hits) > 1 else 0.5)
+        hits = list(self.caption_hits.values())
+        return Trust(fmean(hits), stdev(hits) / math.sqrt(len(hits)))
 
     def measure(self, images: Tensor, texts: Tensor, prompts: Sequence[str]) -> Likeness:
         """Likeness of rendered pictures.
@@ -90,8 +90,7 @@ class Reference:
 
 def _standardised(values: Sequence[float], reference: Sequence[float]) -> list[float]:
     """The values in standard deviations of the reference, from its mean; zeros where the reference has no spread."""
-    spread = stdev(reference) if len(reference) > 1 else 0.0
-    middle = fmean(reference) if reference else 0.0
+    middle, spread = fmean(reference), stdev(reference)
     return [(value - middle) / spread if spread > 0 else 0.0 for value in values]
 
 
@@ -110,8 +109,8 @@ def _margins(images: Tensor, texts: Tensor, captions: Sequence[str]) -> list[flo
 
 
 def _hits(images: Tensor, texts: Tensor, captions: Sequence[str]) -> list[float]:
-    """Of each picture that has others with another caption: the share of them whose caption scores lower than its own."""
+    """Of each picture the share of the other captions that score lower than its own."""
     cosines = images @ texts.T
     other = _different(captions)
     wins = (cosines.diagonal().unsqueeze(1) > cosines) & other
-    return [int(won) / int(count) for won, count in zip(wins.sum(dim=1), other.sum(dim=1), strict=True) if count]
+    return (wins.sum(dim=1) / other.sum(dim=1)).tolist()

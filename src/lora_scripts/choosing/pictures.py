@@ -38,7 +38,9 @@ class Studio(Protocol):
         """The model as it was after that step, for a while; false when its checkpoint is damaged."""
         ...
 
-    def render(self, request: SampleRequest) -> Image: ...
+    def render(self, requests: Sequence[SampleRequest]) -> list[Image]:
+        """Pictures of the model as it is; several at once cost less."""
+        ...
 
     def kept(self, step: int, number: int) -> Image | None:
         """The picture of the `number`-th preview request that the run rendered at that step, where it is still there."""
@@ -51,16 +53,17 @@ def reference_of(examples: Sequence[Example], embedder: Embedder) -> Reference |
     from lora_scripts.data.images import read_image
 
     number = min(len(examples), MOST_REFERENCES)
-    images, captions = [], []
+    images, captions, names = [], [], []
     for example in (examples[i * len(examples) // number] for i in range(number)):
         try:
             images.append(fit_image(read_image(example.path), example.fit))
             captions.append(example.caption)
+            names.append(example.name)
         except DataError:
             continue  # removed or damaged since it was encoded
     if len(set(captions)) < FEWEST_PICTURES:
         return None
-    return Reference(embedder.images(images), embedder.texts(captions), captions)
+    return Reference(embedder.images(images), embedder.texts(captions), captions, names)
 
 
 def picture_measure(
@@ -73,19 +76,13 @@ def picture_measure(
     """Renders what is missing at every step of the comparison and measures it; damaged checkpoints are left out."""
     prompts = [request.prompt for request in comparison.requests]
     texts = embedder.texts(prompts)
-    total = len(comparison.steps) * len(prompts)
     found: dict[int, Likeness] = {}
     for place, step in enumerate(comparison.steps):
+        progress(place, len(comparison.steps))
         with studio.visit(step) as there:
-            if not there:
-                continue
-            images = []
-            for number, request in enumerate(comparison.requests):
-                progress(place * len(prompts) + number, total)
-                kept = studio.kept(step, number) if number < len(comparison.previews) else None
-                images.append(kept or studio.render(request))
-        found[step] = reference.measure(embedder.images(images), texts, prompts)
-    progress(total, total)
+            if there:
+                found[step] = reference.measure(embedder.images(_pictures(comparison, step, studio)), texts, prompts)
+    progress(len(comparison.steps), len(comparison.steps))
     trust = reference.trust
     return Measure(
         "pictures",
@@ -102,6 +99,15 @@ def picture_measure(
             f"captions from one another, so its word counts {trust.weight:.2f}."
         ),
     )
+
+
+def _pictures(comparison: Comparison, step: int, studio: Studio) -> list[Image]:
+    """A picture of every request; previews that the run has rendered already are not rendered again."""
+    kept = {number: image for number in range(len(comparison.previews)) if (image := studio.kept(step, number))}
+    missing = [number for number in range(len(comparison.requests)) if number not in kept]
+    rendered = studio.render([comparison.requests[number] for number in missing]) if missing else []
+    images = kept | dict(zip(missing, rendered, strict=True))
+    return [images[number] for number in range(len(comparison.requests))]
 
 
 def kept_preview(folder: Path, settings: Mapping[str, Any], step: int, number: int, prompt: str) -> Image | None:
