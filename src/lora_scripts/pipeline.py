@@ -174,8 +174,8 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
         events.note(line)
     choice = chooser.put_best_back(state)
     hard = hard_pictures(state.picture_losses, dataset.examples, chooser.caption_hits)
-    for line in named(hard):
-        events.note(line)
+    if told := named(hard):
+        events.note("\n".join(told))
     files = finish.export(choice.step, optimizer, previews, device, events)
     events.finished(files)
     return Outcome(True, dataset, files, finish.proofs, advice, choice, hard)

@@ -79,18 +79,29 @@ def plan_comparison(
     run = examples_trained / FORWARD_SHARE
     affordable = int(LARGEST_SHARE * run / cost)
 
-    missing = max(ENOUGH - len(free), 0)
-    num_steps = min(len(saved), max(affordable // missing, 2)) if missing else len(saved)
+    num_steps = _num_steps(len(saved), len(free), affordable)
+    if num_steps < 2:
+        return Comparison(())
     num_extra = min(affordable // num_steps, MOST - len(free))
     prompts = _prompts(captions, {request.prompt for request in free}, num_extra)
     extra = [
         replace(model, prompt=prompt, seed=model.seed + OWN_SEED + number, steps=few_steps)
         for number, prompt in enumerate(prompts)
     ]
-    if len(saved) < 2 or len(free) + len(extra) < FEWEST:
+    if len(free) + len(extra) < FEWEST:
         return Comparison(())
     steps = _rivals(saved[:-1], losses, num_steps - 1)
     return Comparison([*steps, last], free, extra, cost * num_steps * len(extra) / run)
+
+
+def _num_steps(num_saved: int, num_free: int, affordable: int) -> int:
+    """How many steps can be compared by enough pictures each, or at least by the fewest that tell anything; 0 if not two."""
+    for wanted in (ENOUGH, FEWEST):
+        missing = max(wanted - num_free, 0)
+        number = min(num_saved, affordable // missing) if missing else num_saved
+        if number >= 2:
+            return number
+    return 0
 
 
 def _prompts(captions: Sequence[str], used: Collection[str], number: int) -> list[str]:

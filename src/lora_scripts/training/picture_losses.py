@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, pvariance
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -117,25 +117,22 @@ def picture_fits(state: Mapping[str, Any]) -> list[PictureFit]:
         mean = total / count if count else 0.0
         means.append(mean)
         variances.append(max(squares / count - mean**2, 0.0) if count else 0.0)
-    found: list[tuple[int, float, float, int]] = []
-    for index, (total, counts) in enumerate(zip(state["sums"], state["counts"], strict=True)):
-        uses = sum(counts)
-        if uses >= FEWEST_USES:
-            expected = sum(n * mean for n, mean in zip(counts, means, strict=True))
-            error = math.sqrt(sum(n * variance for n, variance in zip(counts, variances, strict=True))) / uses
-            found.append((index, (total - expected) / uses, error, uses))
-    if not found:
+    sums_and_counts = list(zip(state["sums"], state["counts"], strict=True))
+    fitted = {
+        index: (total - sum(n * mean for n, mean in zip(counts, means, strict=True))) / sum(counts)
+        for index, (total, counts) in enumerate(sums_and_counts)
+        if sum(counts) >= FEWEST_USES
+    }
+    if not fitted:
         return []
-    middle = median(fit for _, fit, _, _ in found)
-    deviation = MAD_TO_DEVIATION * median(abs(fit - middle) for _, fit, _, _ in found)
-    fits = [
-        PictureFit(
-            index,
-            ratio=math.exp(fit),
-            error=math.exp(fit) * error,
-            uses=uses,
-            outlying=fit - middle > FAR_OUT * max(deviation, error),
-        )
-        for index, fit, error, uses in found
-    ]
+    middle = median(fitted.values())
+    deviation = MAD_TO_DEVIATION * median(abs(fit - middle) for fit in fitted.values())
+    between = pvariance(fitted.values())  # what pictures differ by is no noise of their means
+    fits = []
+    for index, fit in fitted.items():
+        counts = sums_and_counts[index][1]
+        noise = sum(n * max(variance - between, 0.0) for n, variance in zip(counts, variances, strict=True))
+        error = math.sqrt(noise) / sum(counts)
+        outlying = fit - middle > FAR_OUT * max(deviation, error)
+        fits.append(PictureFit(index, math.exp(fit), math.exp(fit) * error, sum(counts), outlying))
     return sorted(fits, key=lambda each: (-each.ratio, each.index))
