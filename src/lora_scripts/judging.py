@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.choosing.clip import Embedder, find_clip
+from lora_scripts.choosing.clip import Embedder
 from lora_scripts.choosing.held_out import held_out_measure
 from lora_scripts.choosing.pictures import SMALLEST_TRUST, kept_preview, picture_measure, reference_of
 from lora_scripts.choosing.plan import plan_comparison, regular_steps
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.captioners.folders import ModelFolder
     from lora_scripts.choosing.likeness import Reference
     from lora_scripts.data.sampler import StepPlan
     from lora_scripts.data.split import Split
@@ -79,6 +80,7 @@ class Chooser:
     def __init__(
         self,
         config: RunConfig,
+        clip: ModelFolder | None,
         parts: Split,
         examples_trained: float,
         run_state: Resumable,
@@ -87,11 +89,13 @@ class Chooser:
         device: torch.device,
         events: Events,
     ) -> None:
-        """Raises ModelError when `clip_model` names what cannot be used: before training, not after it."""
-        self._config, self._parts, self._examples_trained = config, parts, examples_trained
+        """Args:
+        clip: compares pictures, as `choosing.clip.find_clip` gives it.
+        examples_trained: of the whole run, over all its epochs.
+        """
+        self._config, self._clip, self._parts, self._examples_trained = config, clip, parts, examples_trained
         self._run_state, self._previews = run_state, previews
         self._resolution, self._device, self._events = resolution, device, events
-        self._clip = find_clip(config.clip_model) if config.keep == "best" else None
         self.caption_hits: Mapping[str, float] = {}
         """Picture's name -> share of the other captions that its own beats by CLIP; known where CLIP could be trusted."""
 

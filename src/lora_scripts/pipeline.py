@@ -59,6 +59,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
 
     from lora_scripts.advice import advise
     from lora_scripts.attaching import attach_adapter
+    from lora_scripts.choosing.clip import find_clip
     from lora_scripts.data.cache import EncodingCache, cache_folder
     from lora_scripts.data.captions import CaptionSettings
     from lora_scripts.data.dataset import open_dataset, require_folder
@@ -80,6 +81,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
 
     # The frozen model.
     require_folder(config)
+    clip = find_clip(config)  # judges the pictures when all is done; a wrong name is told now
     source = resolve_base_model(config.base_model, allow_download=config.allow_download)
     device = choose_device(config.device)
     dtype = choose_dtype(config, device, source)
@@ -148,7 +150,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
         config, family, adapter, optimizer, parts, plan, max_steps, state, device, events
     )
     examples_trained = max_steps * plan.uses_per_epoch / plan.steps_per_epoch
-    chooser = Chooser(config, parts, examples_trained, run_state, previews, resolution, device, events)
+    chooser = Chooser(config, clip, parts, examples_trained, run_state, previews, resolution, device, events)
     if state.step == 0:
         previews.render(0)
         if judge is not None:

@@ -17,7 +17,7 @@ def collected(logs: dict[int, float]) -> dict[str, object]:
     fits = [logs.get(index, 0.01 * (index % 3)) for index in range(NUM)]
     bins = [[0, 0.0, 0.0] for _ in range(NUM_BINS)]
     bins[4] = [10 * NUM, 10 * sum(fits), 10 * sum(fit**2 for fit in fits)]
-    counts = [[10 if bin_ == 4 else 0 for bin_ in range(NUM_BINS)] for _ in fits]
+    counts = [" ".join("10" if bin_ == 4 else "0" for bin_ in range(NUM_BINS)) for _ in fits]
     return {"bins": bins, "sums": [10 * fit for fit in fits], "counts": counts}
 
 

@@ -12,25 +12,27 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from lora_scripts.config import RunConfig
+
 __all__ = ["Embedder", "find_clip"]
 
 BUILTIN = "builtin:mini-clip"
 
 
-def find_clip(name: str) -> ModelFolder | None:
-    """The folder of the CLIP that `clip_model` names, complete; None for `none`.
+def find_clip(config: RunConfig) -> ModelFolder | None:
+    """The folder of the CLIP that `clip_model` names, complete; None where none is wanted.
 
     Cheap, so it is asked before the training that the model will judge.
 
     Raises:
         ModelError: it is not on this machine, incomplete, or no CLIP.
     """
-    if name == "none":
+    if config.keep == "last" or config.clip_model == "none":
         return None
-    if name == "auto":
+    if config.clip_model == "auto":
         found, _ = first_available(CLIP)
         return found or find_model(BUILTIN, CLIP)
-    folder = find_model(name, CLIP)
+    folder = find_model(config.clip_model, CLIP)
     check_folder(folder, CLIP)
     return folder
 

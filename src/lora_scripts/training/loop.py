@@ -189,11 +189,12 @@ def train(
         saving = last or stopping or state.ended or state.step % pauses.save_every == 0
         if saving or state.step % config.log_steps == 0:
             meter.report(effective_learning_rates(optimizer))
-            state.picture_losses = picture_losses.fetch()
+            picture_losses.fetch()
 
         # Saves and previews.
         if saving:
             state.scaler = scaler.state_dict()
+            state.picture_losses = picture_losses.state
             pauses.save(state.step)
             saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
         ending = last or state.ended

@@ -40,11 +40,11 @@ class PictureLosses:
 
     def __init__(self, num_pictures: int, state: Mapping[str, Any]) -> None:
         """Args:
-        state: as `fetch` gave it; empty at the beginning, and in checkpoints of versions that did not keep it.
+        state: as the property of that name gave it; empty at the beginning, and in checkpoints of versions that did not keep it.
         """
         self._bins = [list(row) for row in state.get("bins", [[0, 0.0, 0.0] for _ in range(NUM_BINS)])]
         self._sums = list(state.get("sums", [0.0] * num_pictures))
-        self._counts = [list(row) for row in state.get("counts", [[0] * NUM_BINS for _ in range(num_pictures)])]
+        self._counts = [_numbers(row) for row in state.get("counts", [" ".join("0" * NUM_BINS)] * num_pictures)]
         self._of_step: list[tuple[list[int], Tensor]] = []
         self._waiting: list[tuple[list[int], Tensor]] = []
 
@@ -62,22 +62,28 @@ class PictureLosses:
         self._waiting += self._of_step
         self._of_step = []
 
-    def fetch(self) -> dict[str, Any]:
-        """All that counts so far; waits for the device once.
+    def fetch(self) -> None:
+        """Counts what lies on the device; waits for it once."""
+        if not self._waiting:
+            return
+        pictures = [index for indices, _ in self._waiting for index in indices]
+        losses, levels = torch.cat([numbers for _, numbers in self._waiting], dim=1).double().tolist()
+        for index, loss, level in zip(pictures, losses, levels, strict=True):
+            self._count(index, math.log(max(loss, SMALLEST_LOSS)), min(int(level * NUM_BINS), NUM_BINS - 1))
+        self._waiting = []
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All that was fetched so far, for the checkpoint.
 
         "bins": per part of the noise range, how many losses there were, the sum of their logarithms and of the squares;
-        "sums": per picture, the sum of its losses' logarithms; "counts": per picture, its losses in each part.
+        "sums": per picture, the sum of its losses' logarithms; "counts": per picture, its losses in each part, as one
+        text, because a checkpoint's state file puts every number of a list on a line of its own.
         """
-        if self._waiting:
-            pictures = [index for indices, _ in self._waiting for index in indices]
-            losses, levels = torch.cat([numbers for _, numbers in self._waiting], dim=1).double().tolist()
-            for index, loss, level in zip(pictures, losses, levels, strict=True):
-                self._count(index, math.log(max(loss, SMALLEST_LOSS)), min(int(level * NUM_BINS), NUM_BINS - 1))
-            self._waiting = []
         return {
             "bins": [list(row) for row in self._bins],
             "sums": list(self._sums),
-            "counts": [list(row) for row in self._counts],
+            "counts": [" ".join(map(str, row)) for row in self._counts],
         }
 
     def _count(self, index: int, log_loss: float, bin_: int) -> None:
@@ -87,6 +93,10 @@ class PictureLosses:
         row[2] += log_loss**2
         self._sums[index] += log_loss
         self._counts[index][bin_] += 1
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split()]
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ def picture_fits(state: Mapping[str, Any]) -> list[PictureFit]:
         mean = total / count if count else 0.0
         means.append(mean)
         variances.append(max(squares / count - mean**2, 0.0) if count else 0.0)
-    sums_and_counts = list(zip(state["sums"], state["counts"], strict=True))
+    sums_and_counts = [(total, _numbers(row)) for total, row in zip(state["sums"], state["counts"], strict=True)]
     fitted = {
         index: (total - sum(n * mean for n, mean in zip(counts, means, strict=True))) / sum(counts)
         for index, (total, counts) in enumerate(sums_and_counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,11 @@ def loss_of(indices: list[int], generator: torch.Generator) -> Loss:
     return Loss(values.sum(), len(indices), values, levels)
 
 
+def state_of(losses: PictureLosses) -> dict[str, Any]:
+    losses.fetch()
+    return losses.state
+
+
 def feed(losses: PictureLosses, steps: range) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(step)
@@ -35,7 +41,7 @@ def feed(losses: PictureLosses, steps: range) -> None:
 def test_hard_pictures_come_first_with_their_ratio_whatever_noise_levels_they_drew() -> None:
     losses = PictureLosses(NUM, {})
     feed(losses, range(300))
-    fits = picture_fits(losses.fetch())
+    fits = picture_fits(state_of(losses))
     assert [fit.index for fit in fits[:2]] == [3, 7]
     usual = fits[NUM // 2].ratio
     assert fits[0].ratio / usual == pytest.approx(2.0, rel=0.15)
@@ -48,21 +54,21 @@ def test_resumed_collection_equals_the_unbroken_one_bit_for_bit() -> None:
     feed(whole, range(20))
     first = PictureLosses(NUM, {})
     feed(first, range(13))
-    state = json.loads(json.dumps(first.fetch()))  # as a checkpoint keeps it
+    state = json.loads(json.dumps(state_of(first)))  # as a checkpoint keeps it
     second = PictureLosses(NUM, state)
     feed(second, range(13, 20))
-    assert second.fetch() == whole.fetch()
+    assert state_of(second) == state_of(whole)
 
 
 def test_step_that_is_left_out_or_begun_again_does_not_count() -> None:
     losses = PictureLosses(NUM, {})
     feed(losses, range(5))
-    before = losses.fetch()
+    before = state_of(losses)
     losses.begin()
     losses.add([Sample(0, "a")], Loss(torch.tensor(99.0), 1, torch.tensor([99.0]), torch.tensor([0.5])))
     losses.begin()  # memory ran out, or the step was refused
     losses.keep()
-    assert losses.fetch() == before
+    assert state_of(losses) == before
 
 
 def test_checkpoint_without_losses_tells_nothing() -> None:
@@ -72,7 +78,7 @@ def test_checkpoint_without_losses_tells_nothing() -> None:
 def test_picture_that_was_hardly_used_is_not_judged() -> None:
     losses = PictureLosses(NUM, {})
     feed(losses, range(NUM // PER_STEP))
-    assert picture_fits(losses.fetch()) == []
+    assert picture_fits(state_of(losses)) == []
 
 
 def test_losses_without_noise_levels_are_compared_as_they_are() -> None:
@@ -82,6 +88,6 @@ def test_losses_without_noise_levels_are_compared_as_they_are() -> None:
         values = torch.tensor([1.0, 1.0, 4.0])
         losses.add([Sample(index, "") for index in range(3)], Loss(values.sum(), 3, values))
         losses.keep()
-    worst = picture_fits(losses.fetch())[0]
+    worst = picture_fits(state_of(losses))[0]
     assert worst.index == 2
     assert worst.ratio == pytest.approx(4 ** (2 / 3))
