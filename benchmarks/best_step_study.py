@@ -34,7 +34,7 @@ from style_vs_diffusers import DOCS, keep_setup, percent, processor, update_docs
 
 STYLES = ("ink wash", "blueprint", "watercolour")
 NUM_PICTURES, NUM_OVERTRAINED, NUM_HELD_OUT = 24, 12, 4
-PATIENCE = 3
+PATIENCE = 2
 """What `early_stopping` would be set to; whether it would have ended a run follows from the measurements that it would see."""
 
 

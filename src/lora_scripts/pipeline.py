@@ -59,6 +59,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
 
     from lora_scripts.advice import advise
     from lora_scripts.attaching import attach_adapter
+    from lora_scripts.choosing.chooser import Chooser
     from lora_scripts.choosing.clip import find_clip
     from lora_scripts.data.cache import EncodingCache, cache_folder
     from lora_scripts.data.captions import CaptionSettings
@@ -70,7 +71,7 @@ def run(config: RunConfig, events: Events, should_stop: Callable[[], bool] = lam
     from lora_scripts.families import family_class
     from lora_scripts.finish import Finish
     from lora_scripts.hard_pictures import hard_pictures, named
-    from lora_scripts.judging import Chooser, make_judge
+    from lora_scripts.judging import make_judge
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.previews import Previews, preview_requests
     from lora_scripts.training.loop import Pauses, train
