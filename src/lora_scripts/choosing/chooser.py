@@ -66,13 +66,14 @@ class Chooser:
         last = state.step
         saved = regular_steps(saved_steps(self._config.output_dir), self._config.save_steps, last)
         measures = self._measures(state, saved, last)
+        if not measures and not state.validations:
+            return Choice(last, "")
         while True:
             choice = choose(measures, saved, last)
             if choice.step == last or self._run_state.put_back(choice.step):
                 break
             saved.remove(choice.step)  # damaged since it was written: the next best
-        if measures or state.validations:
-            self._events.note(choice.why)
+        self._events.note(choice.why)
         if choice.step != last:
             self._previews.repeat(choice.step)
         return choice
