@@ -18,6 +18,7 @@ from helpers.seen import Seen
 from integration.test_training_run import StopAfter, train
 from lora_scripts.builtin.world import canonical_caption, draw, random_scene
 from lora_scripts.errors import ModelError
+from lora_scripts.training.checkpoint import load_checkpoint
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -65,7 +66,12 @@ def test_stopped_and_resumed_run_makes_the_same_choice(previewed: Settings, tmp_
     samples = Path(values["output_dir"]) / "samples"
     (samples / "step-000002-1.png").unlink()
     Image.new("RGB", (32, 32), "red").save(samples / "step-000002-2.png")
-    assert train(values).choice == whole.choice
+    resumed = train(values)
+    assert resumed.choice == whole.choice
+    assert resumed.hard_pictures == whole.hard_pictures
+    kept = [load_checkpoint(tmp_path / name / "run" / "checkpoint-6") for name in ("a", "b")]
+    losses = [each.loop["picture_losses"] for each in kept if each is not None]
+    assert losses[0] == losses[1]
 
 
 def test_run_that_is_started_again_after_its_end_makes_the_same_choice(previewed: Settings) -> None:
