@@ -1,10 +1,10 @@
-"""What a run spends beside its steps: on the validation loss and on checkpoints.
+"""What a run spends beside its steps: on the validation loss, on checkpoints, and on choosing among them by pictures.
 
     python benchmarks/run_costs.py [--steps 600] [--pictures 48] [--runs 3]
 
 A run with the settings that a user gets without asking, on the built-in model. Time is that of the calls themselves, as
 a share of the time from the start of the first step to the end of the last one; previews are off, since their number is
-the user's choice.
+the user's choice, so every picture of the choice is rendered for it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=48)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
+    from lora_scripts.choosing import chooser
     from lora_scripts.training import loop, resume, validation
 
-    clock = {"validation": Stopwatch(), "checkpoints": Stopwatch(), "all": Stopwatch()}
+    clock = {"validation": Stopwatch(), "checkpoints": Stopwatch(), "choice": Stopwatch(), "all": Stopwatch()}
     clock["validation"].watch(validation.Validator, "measure")
     clock["checkpoints"].watch(resume.Resumable, "save")
+    clock["choice"].watch(chooser.Chooser, "put_best_back")
     clock["all"].watch(loop, "train")
 
-    shares: dict[str, list[float]] = {"validation": [], "checkpoints": []}
+    shares: dict[str, list[float]] = {"validation": [], "checkpoints": [], "choice": []}
     for _ in range(options.runs):
         for watch in clock.values():
             watch.seconds.clear()

@@ -425,10 +425,10 @@ def tables(setup: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def update_docs(text: str) -> None:
-    """Puts the tables between the markers in docs/benchmarks.md."""
+def update_docs(text: str, name: str = "style_vs_diffusers") -> None:
+    """Puts the tables between the markers of that name in docs/benchmarks.md."""
     page = DOCS.read_text("utf-8")
-    start, end = "<!-- style_vs_diffusers -->", "<!-- /style_vs_diffusers -->"
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if page.count(start) != 1 or page.count(end) != 1:
         sys.exit(f"{DOCS}: must hold {start} and {end} once each")
     before, rest = page.split(start)

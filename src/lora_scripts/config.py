@@ -217,7 +217,9 @@ class ValidationSettings(Section):
     validate_every: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Measure the validation loss every so many steps; 0 never. auto: at every save, or more seldom, so that it takes at most 3 % of the run."""
     keep: Literal["best", "last"] = "best"
-    """Which saved step becomes the finished file. best: the last one, unless an earlier one is better by 2 % and by more than the noise of the measurement."""
+    """Which saved step becomes the finished file. best: the last one, unless an earlier one is better beyond the noise by held-out loss and pictures together; last: always the last one. See docs/best-step.md."""
+    clip_model: str = "auto"
+    """The CLIP that compares pictures of saved steps with the training pictures and prompts, at most 5 % of the run's time: a folder in transformers' layout or a hub id on this machine. auto: one that is on this machine, else `builtin:mini-clip`; none: saved steps are chosen by held-out loss alone."""
     early_stopping: Annotated[int, Field(ge=0)] = 0
     """End the run after so many measurements in a row without an improvement of the validation loss beyond its noise; 0 never."""
 
@@ -323,6 +325,8 @@ class RunConfig(
                 "sample_seed",
             ):
                 inert(setting, "sample_every is 0")
+        if self.keep == "last":
+            inert("clip_model", "keep is last")
         if self.validation_pictures == 0:
             inert("validate_every", "validation_pictures is 0")
         if self.validation_pictures == 0 or self.validate_every == 0:

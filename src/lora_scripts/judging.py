@@ -1,13 +1,12 @@
-"""How a run judges itself: when the validation loss is measured, and which saved step becomes the finished file."""
+"""How a run judges itself while it goes on: when the validation loss is measured, and when it has nothing more to gain."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
-from lora_scripts.training.checkpoint import list_checkpoints
-from lora_scripts.training.ranking import Choice, Judge, choose, read_validations
+from lora_scripts.training.checkpoint import saved_steps
+from lora_scripts.training.ranking import Judge
 from lora_scripts.training.validation import Validator, plan_validation
 
 if TYPE_CHECKING:
@@ -17,12 +16,10 @@ if TYPE_CHECKING:
     from lora_scripts.data.sampler import StepPlan
     from lora_scripts.data.split import Split
     from lora_scripts.families.protocol import ModelFamily
-    from lora_scripts.previews import Previews
     from lora_scripts.training.events import Events
     from lora_scripts.training.loop import LoopState
-    from lora_scripts.training.resume import Resumable
 
-__all__ = ["make_judge", "put_best_back"]
+__all__ = ["make_judge"]
 
 
 def make_judge(
@@ -56,28 +53,6 @@ def make_judge(
 
     def saved(step: int) -> set[int]:
         now = {step} if step % config.save_steps == 0 or step == max_steps else set()
-        return now | _saved_steps(config.output_dir)
+        return now | saved_steps(config.output_dir)
 
     return Judge(validator.measure, state, config.early_stopping, saved, events), when.every
-
-
-def put_best_back(
-    config: RunConfig, state: LoopState, run_state: Resumable, previews: Previews, events: Events
-) -> Choice:
-    """Makes the model that of the best saved step, and says which it is and why."""
-    if config.keep == "last" or not state.validations:
-        return Choice(state.step, "")
-    candidates = _saved_steps(config.output_dir)
-    while True:
-        choice = choose(read_validations(state), candidates, state.step)
-        if choice.step == state.step or run_state.put_back(choice.step):
-            break
-        candidates.remove(choice.step)  # damaged since it was written: the next best
-    events.note(choice.why)
-    if choice.step != state.step:
-        previews.repeat(choice.step)
-    return choice
-
-
-def _saved_steps(output_dir: Path) -> set[int]:
-    return {int(folder.name.removeprefix("checkpoint-")) for folder in list_checkpoints(output_dir)}

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     import torch
 
     from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.choosing.rule import Choice
     from lora_scripts.data.dataset import Dataset
     from lora_scripts.data.encoded import EncodedDataset
     from lora_scripts.families.protocol import ModelFamily
+    from lora_scripts.hard_pictures import HardPicture
     from lora_scripts.models.source import BaseModel
     from lora_scripts.planning.fit_memory import FittedRun
     from lora_scripts.preflight.findings import Report
-    from lora_scripts.training.ranking import Choice
 
 __all__ = ["Outcome", "list_targets", "run"]
 
@@ -37,6 +38,7 @@ class Outcome:
         advice: one line each.
         choice: the step whose weights the finished file holds, and why.
         check: what was found before the run.
+        hard_pictures: those that were fitted worst, worst first.
     """
 
     complete: bool
@@ -46,6 +48,7 @@ class Outcome:
     advice: Sequence[str] = ()
     choice: Choice | None = None
     check: Report | None = None
+    hard_pictures: Sequence[HardPicture] = ()
 
 
 def run(
@@ -62,6 +65,8 @@ def run(
 
     from lora_scripts.advice import advise
     from lora_scripts.attaching import attach_adapter
+    from lora_scripts.choosing.chooser import Chooser
+    from lora_scripts.choosing.clip import find_clip
     from lora_scripts.data.cache import EncodingCache, cache_folder
     from lora_scripts.data.captions import CaptionSettings
     from lora_scripts.data.dataset import open_dataset, require_folder
@@ -71,7 +76,8 @@ def run(
     from lora_scripts.devices import choose_device, choose_dtype
     from lora_scripts.families import family_class
     from lora_scripts.finish import Finish
-    from lora_scripts.judging import make_judge, put_best_back
+    from lora_scripts.hard_pictures import hard_pictures, named
+    from lora_scripts.judging import make_judge
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.planning.fit_memory import fit_memory
     from lora_scripts.preflight.before_run import check_before_run
@@ -86,6 +92,7 @@ def run(
 
     # The frozen model.
     require_folder(config)
+    clip = find_clip(config)  # judges the pictures when all is done; a wrong name is told now
     source = resolve_base_model(config.base_model, allow_download=config.allow_download)
     device = choose_device(config.device)
     began = Chosen.read(config.output_dir)
@@ -163,6 +170,8 @@ def run(
     judge, validate_every = make_judge(
         config, family, adapter, optimizer, parts, plan, max_steps, state, device, events
     )
+    examples_trained = max_steps * plan.uses_per_epoch / plan.steps_per_epoch
+    chooser = Chooser(config, clip, parts, examples_trained, run_state, previews, resolution, device, events)
     if state.step == 0:
         previews.render(0)
         if judge is not None:
@@ -186,10 +195,13 @@ def run(
     # The best saved step becomes the finished file: written, read back and compared.
     for line in judge.summary() if judge is not None else ():
         events.note(line)
-    choice = put_best_back(config, state, run_state, previews, events)
+    choice = chooser.put_best_back(state)
+    hard = hard_pictures(state.picture_losses, dataset.examples, chooser.caption_hits)
+    if told := named(hard):
+        events.note("\n".join(told))
     files = finish.export(choice.step, optimizer, previews, device, events)
     events.finished(files)
-    return Outcome(True, dataset, files, finish.proofs, advice, choice, check)
+    return Outcome(True, dataset, files, finish.proofs, advice, choice, check, hard)
 
 
 def list_targets(base_model: str) -> list[str]:

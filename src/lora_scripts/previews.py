@@ -12,13 +12,14 @@ from lora_scripts.training.optimizers import evaluation_weights
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch.optim import Optimizer
 
     from lora_scripts.adapters.lora import Adapter
     from lora_scripts.data.dataset import Dataset
     from lora_scripts.families.protocol import ModelFamily
 
-__all__ = ["Previews", "preview_requests"]
+__all__ = ["Previews", "preview_request", "preview_requests"]
 
 MOST_CPU_PARAMETERS = 100_000_000
 """Above this, one preview on a CPU takes minutes, so none is rendered unless prompts are given."""
@@ -37,18 +38,20 @@ def preview_requests(
         captions = list(dict.fromkeys(example.caption for example in dataset.examples if example.caption))
         prompts = [captions[i * len(captions) // min(4, len(captions))] for i in range(min(4, len(captions)))]
         prompts = prompts or [config.trigger_word or ""]
-    return [
-        SampleRequest(
-            prompt=prompt,
-            negative_prompt=config.sample_negative_prompt,
-            seed=config.sample_seed + number,
-            steps=config.sample_steps,
-            guidance=config.sample_guidance,
-            width=resolution[0],
-            height=resolution[1],
-        )
-        for number, prompt in enumerate(prompts)
-    ]
+    return [preview_request(config, prompt, number, resolution) for number, prompt in enumerate(prompts)]
+
+
+def preview_request(config: RunConfig, prompt: str, number: int, resolution: Size) -> SampleRequest:
+    """The `number`-th preview (from 0) as the config wants previews."""
+    return SampleRequest(
+        prompt=prompt,
+        negative_prompt=config.sample_negative_prompt,
+        seed=config.sample_seed + number,
+        steps=config.sample_steps,
+        guidance=config.sample_guidance,
+        width=resolution[0],
+        height=resolution[1],
+    )
 
 
 class Previews:
@@ -77,9 +80,12 @@ class Previews:
             self.last = self._preview(step)
 
     def _preview(self, step: int) -> Preview:
+        return Preview(step, [request.prompt for request in self.requests], self.pictures(self.requests))
+
+    def pictures(self, requests: Sequence[SampleRequest]) -> list[Image]:
+        """Any pictures of the model as it is; nobody is told."""
         with evaluation_weights(self._optimizer), self._adapter.strength(1.0):
-            images = self._family.sample(self.requests)
-        return Preview(step, [request.prompt for request in self.requests], images)
+            return self._family.sample(requests)
 
     def infotext(self, number: int, base_model: str) -> str:
         """One request as the WebUI writes it into a picture."""

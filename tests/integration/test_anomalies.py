@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from helpers.seen import train
 from lora_scripts.errors import TrainingError
 from lora_scripts.families.sd15 import StableDiffusion15
+from lora_scripts.training.checkpoint import load_checkpoint
 from lora_scripts.training.record import read_record
 
 Settings = Callable[..., dict[str, Any]]
@@ -90,6 +91,26 @@ def test_three_bad_steps_go_back_and_lower_the_rate_once(settings: Settings, mon
     assert history.steps == list(range(1, 9))
     assert [math.isnan(loss) for loss in history.losses] == [False, False, False, True, False, False, False, False]
     assert [report.step for report in history.reports] == list(range(1, 9))
+
+
+def test_losses_of_pictures_are_those_of_taken_steps_whatever_happened_between(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = settings(buckets=False, max_steps=8, save_steps=2)
+    spoil(monkeypatch, {3, 4, 5}, math.nan)  # the run goes back to step 4, which itself was left out
+    train(values)
+    assert num_losses(values, 4) == 2 * 3
+    assert num_losses(values, 8) == 2 * 7
+
+
+def num_losses(values: dict[str, Any], step: int) -> int:
+    """How many losses of single pictures a saved step has collected."""
+    checkpoint = load_checkpoint(Path(values["output_dir"]) / f"checkpoint-{step}")
+    assert checkpoint is not None
+    collected = checkpoint.loop["picture_losses"]
+    number: int = sum(count for count, *_ in collected["bins"])
+    assert number == sum(int(word) for row in collected["counts"] for word in row.split())
+    return number
 
 
 @pytest.mark.fault(9)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from helpers.seen import train
 from lora_scripts.errors import TrainingError
 from lora_scripts.families.sd15 import StableDiffusion15
+from lora_scripts.training.checkpoint import load_checkpoint
 
 Settings = Callable[..., dict[str, Any]]
 OUT_OF_MEMORY = {
@@ -56,6 +57,11 @@ def test_passes_get_smaller_and_the_result_stays(
     whole, cut = (load_file(tmp_path / name / "checkpoint-4" / "adapter.safetensors") for name in ("whole", "cut"))
     assert all(torch.allclose(whole[key], cut[key], rtol=1e-3, atol=1e-4) for key in whole)
     assert any(value.any() for key, value in cut.items() if key.endswith("lora_B"))
+    # A step that was begun again has counted its pictures once.
+    checkpoints = [load_checkpoint(tmp_path / name / "checkpoint-4") for name in ("whole", "cut")]
+    uses = [checkpoint.loop["picture_losses"]["counts"] for checkpoint in checkpoints if checkpoint is not None]
+    assert len(uses) == 2
+    assert uses[0] == uses[1]
 
 
 @pytest.mark.fault(13)

@@ -90,14 +90,26 @@ class ClipRanker:
         return pixels
 
     @torch.inference_mode()
-    def score(self, prepared: Sequence[Any], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    def embed_images(self, prepared: Sequence[Any]) -> Tensor:
+        """[B,D] float32 of length one, of pictures that `prepare` made."""
         weight = self.model.visual_projection.weight
         pixels = torch.from_numpy(np.stack(prepared)).to(weight.device, weight.dtype)
-        images = _unit(self.model.get_image_features(pixel_values=pixels))
-        flat = [text for group in texts for text in group]
-        tokens = self.tokenizer(flat, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
-        tokens = {name: tokens[name].to(weight.device) for name in ("input_ids", "attention_mask")}
-        features = _unit(self.model.get_text_features(**tokens))
+        return _unit(self.model.get_image_features(pixel_values=pixels))
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """[B,D] float32 of length one."""
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        device = self.model.visual_projection.weight.device
+        tokens = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
+        return _unit(self.model.get_text_features(**tokens))
+
+    @torch.inference_mode()
+    def score(self, prepared: Sequence[Any], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        images = self.embed_images(prepared)
+        features = self.embed_texts([text for group in texts for text in group])
         cosines = (features * images.repeat_interleave(_counts(texts, images), dim=0)).sum(dim=-1)
         return _grouped((cosines * self.model.logit_scale.float().exp()).tolist(), texts)
 

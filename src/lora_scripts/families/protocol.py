@@ -82,11 +82,13 @@ class Loss:
         total: [] the sum of the per-example losses (images) or per-token losses (text), with gradient.
         count: images or target tokens in `total`.
         per_example: [B] the examples' own losses without any weighting, detached, for reports and measurements.
+        levels: [B] the noise levels they were drawn at, each a share 0..1 of the trained range; None where there is none.
     """
 
     total: Tensor
     count: int
     per_example: Tensor
+    levels: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,8 @@ class StableDiffusion15:
         if self._config.min_snr_gamma is not None:
             ratio = snr(self.schedule, timesteps)
             weighted = per_example * min_snr_weights(ratio, self._config.min_snr_gamma, self.schedule.prediction)
-        return Loss(weighted.sum(), len(batch), per_example.detach())
+        low, high = self._trained_range()
+        return Loss(weighted.sum(), len(batch), per_example.detach(), (timesteps - low + 0.5) / (high - low))
 
     def predict(self, batch: Batch, draws: Draws) -> Tensor:
         noisy_latents, _, timesteps = self._noised(batch, draws)
@@ -201,17 +202,21 @@ class StableDiffusion15:
         if config.noise_offset and batch.levels is None:
             offsets = on_device(draws.normal(keys, (shape[0], 1, 1), "offset"))
             noise = offset_noise(noise, offsets, config.noise_offset)
-        steps = self.schedule.num_train_timesteps
-        strata = batch.strata if config.timestep_sampling == "stratified" else None
-        high = min(config.max_timestep + 1, steps)
+        low, high = self._trained_range()
         if batch.levels is None:
-            timesteps = sample_timesteps(draws, keys, steps, low=config.min_timestep, high=high, strata=strata)
+            strata = batch.strata if config.timestep_sampling == "stratified" else None
+            timesteps = sample_timesteps(
+                draws, keys, self.schedule.num_train_timesteps, low=low, high=high, strata=strata
+            )
         else:
-            low = config.min_timestep
             timesteps = torch.tensor([min(low + int(level * (high - low)), high - 1) for level in batch.levels])
         timesteps = on_device(timesteps)
         noisy_latents = add_noise(self.schedule, latents, noise, timesteps)
         return noisy_latents, training_target(self.schedule, latents, noise, timesteps), timesteps
+
+    def _trained_range(self) -> tuple[int, int]:
+        """The noise levels that are trained, as (lowest timestep, highest + 1)."""
+        return self._config.min_timestep, min(self._config.max_timestep + 1, self.schedule.num_train_timesteps)
 
     def _denoise(self, noisy_latents: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
         """[B,4,h,w] what the U-Net predicts, in its number format."""

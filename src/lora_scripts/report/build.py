@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.errors import DataError
-from lora_scripts.report.facts import Measurement, ReportFacts, Thumbnail
+from lora_scripts.report.facts import HardThumbnail, Measurement, ReportFacts, Thumbnail
 
 if TYPE_CHECKING:
-    from lora_scripts.data.dataset import Dataset
+    from lora_scripts.data.dataset import Dataset, Example
     from lora_scripts.pipeline import Outcome
 
 __all__ = ["build_report"]
@@ -40,6 +40,12 @@ def build_report(config: RunConfig, outcome: Outcome, measurements: Sequence[Mea
         check=outcome.check,
         chosen_step=outcome.choice.step if outcome.choice else None,
         chosen_why=outcome.choice.why if outcome.choice else "",
+        step_scores=outcome.choice.scores if outcome.choice else (),
+        worst_fitted=[
+            HardThumbnail(small, each.loss, each.hint)
+            for each in outcome.hard_pictures
+            if (small := _thumbnail(each.example)) is not None
+        ],
         files=outcome.files,
         verification=outcome.proofs,
         advice=[line.removeprefix("Advice: ") for line in outcome.advice],
@@ -58,16 +64,19 @@ def build_report(config: RunConfig, outcome: Outcome, measurements: Sequence[Mea
 
 
 def _thumbnails(dataset: Dataset) -> list[Thumbnail]:
-    """The first pictures as they train: fitted to their shape, then made small."""
+    """The first pictures of the data set."""
+    found = (_thumbnail(example) for example in dataset.examples[:MOST_THUMBNAILS])
+    return [small for small in found if small is not None]
+
+
+def _thumbnail(example: Example) -> Thumbnail | None:
+    """A picture as it trains, fitted to its shape, then made small; None when it was removed or damaged since."""
     from lora_scripts.data.buckets import fit_image
     from lora_scripts.data.images import read_image
 
-    thumbnails = []
-    for example in dataset.examples[:MOST_THUMBNAILS]:
-        try:
-            image = fit_image(read_image(example.path), example.fit)
-        except DataError:
-            continue  # removed or damaged since it was encoded; the report can do without
-        image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-        thumbnails.append(Thumbnail(image, example.name, example.caption))
-    return thumbnails
+    try:
+        image = fit_image(read_image(example.path), example.fit)
+    except DataError:
+        return None
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    return Thumbnail(image, example.name, example.caption)

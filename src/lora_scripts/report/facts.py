@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from lora_scripts.choosing.rule import StepScore
     from lora_scripts.preflight.findings import Report
 
-__all__ = ["Measurement", "ReportFacts", "Thumbnail"]
+__all__ = ["HardThumbnail", "Measurement", "ReportFacts", "Thumbnail"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,15 @@ class Thumbnail:
     image: Image
     name: str
     caption: str
+
+
+@dataclass(frozen=True)
+class HardThumbnail:
+    """A picture that is fitted badly, how badly, and what to look at."""
+
+    picture: Thumbnail
+    loss: str
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ class ReportFacts:
         check: what was found before the run.
         chosen_step: the step whose weights the finished file holds. Default: the last one.
         chosen_why: a sentence or two on why, and how sure that is.
+        step_scores: the saved steps that were compared for it.
+        worst_fitted: pictures with the highest losses, the worst first.
         files: the finished files. Default: those that the record names.
         verification: what was proven about the finished file, one line each.
         advice: what to change in the next run, one line each.
@@ -68,6 +80,8 @@ class ReportFacts:
     check: Report | None = None
     chosen_step: int | None = None
     chosen_why: str = ""
+    step_scores: Sequence[StepScore] = ()
+    worst_fitted: Sequence[HardThumbnail] = ()
     files: Sequence[Path] = ()
     verification: Sequence[str] = ()
     advice: Sequence[str] = ()

@@ -14,6 +14,7 @@ from lora_scripts.atomic import write_atomically
 from lora_scripts.report import samples
 from lora_scripts.report import sections as details
 from lora_scripts.report.data_check import data_check
+from lora_scripts.report.fitted import worst_fitted
 from lora_scripts.report.headline import headline
 from lora_scripts.report.markup import Html, el
 from lora_scripts.report.style import CSS, SCRIPT
@@ -45,6 +46,7 @@ def render_report(history: RunHistory, report: ReportFacts) -> str:
         ("files", "Files", details.files(history, report)),
         ("next", "Next", details.next_steps(report.next_commands)),
         ("curves", "Curves", details.curves(history)),
+        ("worst-fitted", "Worst fitted", worst_fitted(report.worst_fitted)),
         ("check", "Data check", data_check(report.check)),
         ("data", "Data", details.data(history, report)),
         ("settings", "Settings", details.settings(history, report)),

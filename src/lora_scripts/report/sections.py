@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.report.charts import Series, count, decimal, line_chart, power
+from lora_scripts.report.choice import step_table
 from lora_scripts.report.data_check import told_by_check
 from lora_scripts.report.markup import Child, Html, el, sentence, zh
-from lora_scripts.report.pictures import picture
+from lora_scripts.report.parts import lines, more, section, table, thumbnail
 
 if TYPE_CHECKING:
-    from lora_scripts.report.facts import ReportFacts, Thumbnail
+    from lora_scripts.report.facts import ReportFacts
     from lora_scripts.training.record import RunHistory
 
 __all__ = ["curves", "data", "environment", "files", "next_steps", "notes", "settings"]
 
 _MAX_THUMBNAILS = 60
-_THUMBNAIL_SIDE = 192
 _MAX_LEFT_OUT = 200
 _MAX_NOTES = 100
 
@@ -66,6 +66,14 @@ def curves(history: RunHistory) -> Html | None:
         if measured
         else None,
         line_chart(
+            "Memorisation",
+            "记忆程度",
+            [Series("held-out minus training", [v.step for v in measured], [v.gap for v in measured])],
+            decimal,
+        )
+        if measured
+        else None,
+        line_chart(
             "Learning rate",
             "学习率",
             [
@@ -105,7 +113,7 @@ def curves(history: RunHistory) -> Html | None:
     ]
     if not any(charts):
         return None
-    return _section(
+    return section(
         "curves",
         "Curves",
         "训练曲线",
@@ -122,39 +130,27 @@ def data(history: RunHistory, report: ReportFacts) -> Html | None:
     if report.left_out:
         rows = [[name, reason] for name, reason in report.left_out[:_MAX_LEFT_OUT]]
         parts.append(el("h3", f"Left out: {count(len(report.left_out))}", zh("未参与训练")))
-        parts.append(_table(["Picture", "Reason"], rows))
-        parts.append(_more(len(report.left_out) - len(rows)))
+        parts.append(table(["Picture", "Reason"], rows))
+        parts.append(more(len(report.left_out) - len(rows)))
     if report.bucket_counts:
         parts += [el("h3", "Shapes", zh("尺寸分组")), _buckets(report.bucket_counts)]
     thumbnails = report.thumbnails[:_MAX_THUMBNAILS]
     total = max(num_pictures, len(report.thumbnails))
     if thumbnails:
         parts.append(el("h3", "Pictures and captions", zh("图片与标注")))
-        parts.append(el("div", (_thumbnail(each) for each in thumbnails), class_="data"))
-        parts.append(_more(total - len(thumbnails)))
+        parts.append(el("div", (thumbnail(each) for each in thumbnails), class_="data"))
+        parts.append(more(total - len(thumbnails)))
     elif history.captions:
         rows = [list(pair) for pair in history.captions[:_MAX_THUMBNAILS]]
         parts.append(el("h3", "Captions", zh("标注")))
-        parts.append(_table(["Picture", "Caption"], rows))
-        parts.append(_more(history.num_captions - len(rows)))
+        parts.append(table(["Picture", "Caption"], rows))
+        parts.append(more(history.num_captions - len(rows)))
     if not parts:
         return None
     lead = f"{count(num_pictures)} trained" if num_pictures else ""
     if lead and report.left_out:
         lead += f", {count(len(report.left_out))} left out"
-    return _section("data", "Data", "训练数据", *parts, lead=f"{lead}." if lead else "")
-
-
-def _thumbnail(each: Thumbnail) -> Html:
-    return el(
-        "figure",
-        el("div", picture(each.image, _THUMBNAIL_SIDE, each.caption or each.name), class_="frame"),
-        el(
-            "figcaption",
-            el("span", each.caption or "no caption", class_="clamp", title=each.caption),
-            el("span", each.name, class_="soft"),
-        ),
-    )
+    return section("data", "Data", "训练数据", *parts, lead=f"{lead}." if lead else "")
 
 
 def _buckets(counts: Mapping[str, int]) -> Html:
@@ -202,7 +198,7 @@ def settings(history: RunHistory, report: ReportFacts) -> Html | None:
             everything.append(el("tr", el("td", title, colspan=3), class_="group"))
         why = el("td", fields[key]["explanation"] if key in fields else "", class_="why")
         everything.append(el("tr", _setting(key, values[key]), why, class_=_look(key, changed)))
-    return _section(
+    return section(
         "settings",
         "Settings",
         "训练设置",
@@ -231,11 +227,11 @@ def _fields() -> dict[str, dict[str, Any]]:
     from lora_scripts.config import RunConfig
 
     fields: dict[str, dict[str, Any]] = {}
-    for section in reversed(RunConfig.__mro__):
-        names = [name for name in vars(section).get("__annotations__", {}) if name in RunConfig.model_fields]
+    for group in reversed(RunConfig.__mro__):
+        names = [name for name in vars(group).get("__annotations__", {}) if name in RunConfig.model_fields]
         for name in names:
             field = RunConfig.model_fields[name]
-            title = (section.__doc__ or section.__name__).splitlines()[0].split(";")[0].rstrip(".")
+            title = (group.__doc__ or group.__name__).splitlines()[0].split(";")[0].rstrip(".")
             fields[name] = {
                 "group": title,
                 "explanation": (field.description or "").replace("`", ""),
@@ -278,12 +274,12 @@ def files(history: RunHistory, report: ReportFacts) -> Html | None:
     if paths:
         parts.append(el("ul", (_file(path) for path in paths), class_="files"))
         if any(path.suffix == ".safetensors" for path in paths):
-            parts += [el("h3", "Where to put it", zh("放置位置")), _table(["Tool", "Folder"], _places(report.name))]
+            parts += [el("h3", "Where to put it", zh("放置位置")), table(["Tool", "Folder"], _places(report.name))]
     if report.chosen_why:
-        parts += [el("h3", "Why this step", zh("为何选这一步")), el("p", report.chosen_why)]
+        parts += [el("h3", "Why this step", zh("为何选这一步")), el("p", report.chosen_why), step_table(report)]
     if report.verification:
-        parts += [el("h3", "What was checked", zh("校验结果")), _lines(report.verification, "good")]
-    return _section("files", "Files", "输出文件", *parts) if parts else None
+        parts += [el("h3", "What was checked", zh("校验结果")), lines(report.verification, "good")]
+    return section("files", "Files", "输出文件", *parts) if parts else None
 
 
 def _places(name: str) -> list[list[Child]]:
@@ -326,24 +322,24 @@ def notes(history: RunHistory, report: ReportFacts) -> Html | None:
     said = [note.text for note in history.notes if note.level == "info"]
     parts: list[Child] = []
     if report.advice:
-        parts += [el("h3", "For the next run", zh("下次训练建议")), _lines([sentence(line) for line in report.advice])]
+        parts += [el("h3", "For the next run", zh("下次训练建议")), lines([sentence(line) for line in report.advice])]
     if warnings:
         parts += [
             el("h3", "Warnings", zh("警告")),
-            _lines(warnings[:_MAX_NOTES], "warn"),
-            _more(len(warnings) - _MAX_NOTES),
+            lines(warnings[:_MAX_NOTES], "warn"),
+            more(len(warnings) - _MAX_NOTES),
         ]
     if said:
         log = "\n".join(said[-_MAX_NOTES:])
         parts.append(el("details", el("summary", "What the run said", zh("运行日志")), el("pre", log)))
-    return _section("notes", "Advice and notes", "建议与提示", *parts) if parts else None
+    return section("notes", "Advice and notes", "建议与提示", *parts) if parts else None
 
 
 def next_steps(commands: Sequence[tuple[str, str]]) -> Html | None:
     """Commands to go on with."""
     if not commands:
         return None
-    return _section(
+    return section(
         "next",
         "Next",
         "下一步",
@@ -356,30 +352,4 @@ def environment(history: RunHistory, rows: Sequence[tuple[str, str]]) -> Html | 
     known = dict.fromkeys([*history.facts, *rows])
     if not known:
         return None
-    return _section("environment", "Run and environment", "运行环境", _table([], [list(row) for row in known]))
-
-
-def _section(anchor: str, title: str, chinese: str, *children: Child, lead: str = "") -> Html:
-    return el(
-        "section",
-        el("div", el("h2", title, zh(chinese)), class_="head"),
-        el("p", lead, class_="lead") if lead else None,
-        *children,
-        id=anchor,
-    )
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Child]]) -> Html:
-    head = el("thead", el("tr", (el("th", each) for each in heads))) if heads else None
-    body = el("tbody", (el("tr", (el("td", child) for child in row)) for row in rows))
-    return el("table", head, body, class_="list")
-
-
-def _lines(lines: Sequence[str], look: str = "") -> Html:
-    return el("ul", (el("li", line) for line in lines), class_=f"lines {look}".strip())
-
-
-def _more(number: int) -> Html | None:
-    return (
-        el("p", f"{count(number)} more are not shown.", class_="soft", style="margin-top:12px") if number > 0 else None
-    )
+    return section("environment", "Run and environment", "运行环境", table([], [list(row) for row in known]))

@@ -37,6 +37,7 @@ __all__ = [
     "newest_checkpoint",
     "prune_checkpoints",
     "save_checkpoint",
+    "saved_steps",
 ]
 
 FORMAT = 1
@@ -153,6 +154,11 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
             if match and path.is_dir() and not path.is_symlink():
                 found.append((int(match[1]), path))
     return [path for _, path in sorted(found)]
+
+
+def saved_steps(output_dir: Path) -> set[int]:
+    """The steps of the checkpoints there, whole or not."""
+    return {int(folder.name.removeprefix("checkpoint-")) for folder in list_checkpoints(output_dir)}
 
 
 def newest_checkpoint(output_dir: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -103,6 +103,11 @@ class Validation:
         """Mean over the training pictures."""
         return sum(self.trained) / len(self.trained)
 
+    @property
+    def gap(self) -> float:
+        """How much worse the model does on pictures that it was not trained on; what it grows by is memorisation."""
+        return self.loss - self.training_loss
+
 
 class Listener:
     """Base of all listeners; every method may be left as it is."""

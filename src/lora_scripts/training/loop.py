@@ -19,6 +19,7 @@ from lora_scripts.training.lr_schedules import learning_rate_factor, resolve_war
 from lora_scripts.training.memory import memory_now
 from lora_scripts.training.micro_batches import MicroBatches
 from lora_scripts.training.optimizers import effective_learning_rates, set_learning_rates
+from lora_scripts.training.picture_losses import PictureLosses
 from lora_scripts.training.snapshot import Snapshot
 from lora_scripts.training.spill import SpillGuard
 
@@ -47,6 +48,7 @@ class LoopState:
         validations: every measurement of the validation loss so far, as `training.validation` keeps them.
         best_step: the saved step that would be exported now; None without measurements.
         ended: early stopping has ended the run at this step.
+        picture_losses: what `training.picture_losses` has collected up to here.
     """
 
     step: int = 0
@@ -59,6 +61,7 @@ class LoopState:
     validations: list[dict[str, Any]] = field(default_factory=list)
     best_step: int | None = None
     ended: bool = False
+    picture_losses: dict[str, Any] = field(default_factory=dict)
 
     def smooth(self, loss: float) -> float:
         """Takes in one loss; the bias-corrected average."""
@@ -117,11 +120,18 @@ def train(
     saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
     micro_batches = MicroBatches(plan, state.micro_batch or config.micro_batch, events, device)
     spill = SpillGuard(micro_batches, events, device)
+    num_pictures = len(data.dataset.examples)
+    picture_losses = PictureLosses(num_pictures, state.picture_losses)
 
     def backward(uses: Sequence[Sample]) -> Loss:
         loss = family.loss(data.batch(uses, device), draws)
         scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+        picture_losses.add(uses, loss)
         return loss
+
+    def begin_again() -> None:
+        adapter.zero_grad()
+        picture_losses.begin()
 
     while state.step < max_steps and not state.ended:
         step, uses_of_step = state.step, plan.step(state.step)
@@ -134,7 +144,8 @@ def train(
 
         # Forward and backward, one micro-batch at a time.
         began = time.perf_counter()
-        total, count = micro_batches.run(uses_of_step, backward, adapter.zero_grad)
+        picture_losses.begin()
+        total, count = micro_batches.run(uses_of_step, backward, begin_again)
 
         # One mean per optimizer step.
         scaler.unscale_(optimizer)
@@ -162,6 +173,7 @@ def train(
             vars(state).update(saved.restore(adapter, optimizer, scaler))
             guard = Guard(**state.guard)
             guard.lower_rate()
+            picture_losses = PictureLosses(num_pictures, state.picture_losses)
             meter.forget()
             events.rewound(
                 state.step,
@@ -172,6 +184,8 @@ def train(
         state.guard = asdict(guard)
         taken = verdict.action is Action.TAKE and not overflow
         meter.add(mean if taken else math.nan, norm, count)
+        if taken:
+            picture_losses.keep()
         events.ticked(state.step)
 
         # Readings of the machine are taken only every so often.
@@ -183,10 +197,12 @@ def train(
         saving = last or stopping or state.ended or state.step % pauses.save_every == 0
         if saving or state.step % config.log_steps == 0:
             meter.report(effective_learning_rates(optimizer))
+            picture_losses.fetch()
 
         # Saves and previews.
         if saving:
             state.scaler = scaler.state_dict()
+            state.picture_losses = picture_losses.state
             pauses.save(state.step)
             saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
         ending = last or state.ended

@@ -1,70 +1,19 @@
-"""Which saved step becomes the finished file, and when a run has nothing more to gain.
-
-The rule is on the side of the last step: style is learnt late, and a small held-out set is noisy. An earlier step is chosen
-only when its loss on the same pictures with the same noise is lower by more than the scatter between pictures explains,
-and by an amount that matters.
-"""
+"""When the validation loss is measured, what it says about memorising, and when a run has nothing more to gain."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from lora_scripts.choosing.rule import beyond_noise
 from lora_scripts.training.events import Events, Validation
 from lora_scripts.training.validation import Estimate, memorised, paired
 
 if TYPE_CHECKING:
     from lora_scripts.training.loop import LoopState
 
-__all__ = ["Choice", "Judge", "beyond_noise", "choose", "num_stalled", "read_validations"]
-
-# One-sided 95 % points of Student's t by degrees of freedom: with two pictures a difference must be large to mean anything.
-_T95 = {1: 6.31, 2: 2.92, 3: 2.35, 4: 2.13, 5: 2.02, 6: 1.94, 7: 1.89, 8: 1.86, 9: 1.83, 10: 1.81}
-_T95_MANY = 1.75
-SMALLEST_GAIN = 0.02
-"""Share of the held-out loss by which an earlier step must be lower: with two pictures a difference far too small to be
-seen can agree by chance to the fourth digit."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A step, and one or two sentences on why it was chosen and how sure that is."""
-
-    step: int
-    why: str
-
-
-def beyond_noise(change: Estimate, num_pictures: int) -> bool:
-    """Whether a mean change is below zero by more than chance explains (one-sided, 5 %, t over pictures)."""
-    return change.mean < -_T95.get(num_pictures - 1, _T95_MANY) * change.error
-
-
-def choose(validations: Sequence[Validation], saved: Collection[int], last: int) -> Choice:
-    """The last step, or the saved step with the lowest held-out loss where that is lower beyond the noise and by more than 2 %."""
-    measured = {each.step: each for each in validations if each.step in saved}
-    if last not in measured or len(measured) < 2:
-        return Choice(last, f"Step {last}, the last one, is the finished file; there is no measurement to choose by.")
-    final = measured[last]
-    changes = {step: paired(each.held_out, final.held_out) for step, each in measured.items() if step != last}
-    better = [
-        step
-        for step, change in changes.items()
-        if beyond_noise(change, len(final.held_out)) and -change.mean > SMALLEST_GAIN * final.loss
-    ]
-    if not better:
-        nearest = min(changes, key=lambda step: changes[step].mean)
-        return Choice(
-            last,
-            f"Step {last}, the last one, is the finished file: no earlier saved step has a held-out loss lower by 2 % and beyond the noise "
-            f"(step {nearest} comes nearest, {changes[nearest]} on {len(final.held_out)} pictures).",
-        )
-    best = min(better, key=lambda step: changes[step].mean)
-    return Choice(
-        best,
-        f"Step {best} is the finished file, not the last one ({last}): its held-out loss is {measured[best].loss:.4f} instead of "
-        f"{final.loss:.4f} ({changes[best]} on {len(final.held_out)} pictures, beyond the noise), so what followed was overtraining.",
-    )
+__all__ = ["Judge", "num_stalled", "read_validations"]
 
 
 def num_stalled(validations: Sequence[Validation]) -> int:

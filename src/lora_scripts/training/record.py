@@ -15,7 +15,16 @@ from lora_scripts.training.events import Level, Listener, Preview, RunStart, Ste
 from lora_scripts.training.log_file import AppendFile
 from lora_scripts.training.memory import MemoryReading
 
-__all__ = ["Note", "PreviewFiles", "RunHistory", "RunRecord", "SampleFiles", "read_record", "sample_name"]
+__all__ = [
+    "Note",
+    "PreviewFiles",
+    "RunHistory",
+    "RunRecord",
+    "SampleFiles",
+    "read_record",
+    "sample_infotext",
+    "sample_name",
+]
 
 _MAX_CAPTIONS = 100
 """Captions kept in the record; the data set itself holds them all."""
@@ -130,30 +139,29 @@ class SampleFiles(Listener):
         from lora_scripts.sampling.infotext import save_png
 
         for i, (prompt, image) in enumerate(zip(preview.prompts, preview.images, strict=True)):
-            save_png(image, self._folder / sample_name(preview.step, i + 1), self._infotext(prompt, i, image.size))
+            infotext = sample_infotext(self._settings, prompt, i, image.size)
+            save_png(image, self._folder / sample_name(preview.step, i + 1), infotext)
 
-    def _infotext(self, prompt: str, index: int, size: tuple[int, int]) -> str:
-        """The prompt with the settings of the run's previews, as the WebUI writes them."""
-        from lora_scripts.config import RunConfig
-        from lora_scripts.sampling.denoise import DEFAULT_SAMPLER
-        from lora_scripts.sampling.infotext import format_infotext
 
-        fields = RunConfig.model_fields
-        settings: dict[str, Any] = {
-            name: self._settings.get(name, fields[name].default)
-            for name in ("sample_negative_prompt", "sample_steps", "sample_guidance", "sample_seed", "clip_skip")
-        }
-        return format_infotext(
-            prompt,
-            settings["sample_negative_prompt"],
-            steps=settings["sample_steps"],
-            sampler=DEFAULT_SAMPLER,
-            guidance=settings["sample_guidance"],
-            seed=settings["sample_seed"] + index,
-            width=size[0],
-            height=size[1],
-            clip_skip=settings["clip_skip"],
-        )
+def sample_infotext(settings: Mapping[str, Any], prompt: str, index: int, size: tuple[int, int]) -> str:
+    """The `index`-th prompt (from 0) with the settings of the run's previews, as the WebUI writes them."""
+    from lora_scripts.config import RunConfig
+    from lora_scripts.sampling.denoise import DEFAULT_SAMPLER
+    from lora_scripts.sampling.infotext import format_infotext
+
+    names = ("sample_negative_prompt", "sample_steps", "sample_guidance", "sample_seed", "clip_skip")
+    known = {name: settings.get(name, RunConfig.model_fields[name].default) for name in names}
+    return format_infotext(
+        prompt,
+        known["sample_negative_prompt"],
+        steps=known["sample_steps"],
+        sampler=DEFAULT_SAMPLER,
+        guidance=known["sample_guidance"],
+        seed=known["sample_seed"] + index,
+        width=size[0],
+        height=size[1],
+        clip_skip=known["clip_skip"],
+    )
 
 
 @dataclass(frozen=True)

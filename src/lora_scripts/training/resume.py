@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +21,7 @@ from lora_scripts.training.checkpoint import (
 from lora_scripts.training.events import Events
 from lora_scripts.training.loop import LoopState
 from lora_scripts.training.optimizers import evaluation_weights, load_optimizer_state, optimizer_state
+from lora_scripts.training.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +37,7 @@ FREE_TO_CHANGE = frozenset(
         "train_data_dir", "metadata_path", "exclude", "cache_dir", "base_model", "allow_download", "device", "num_workers",
         "gradient_checkpointing", "output_dir", "output_name", "save_steps", "keep_checkpoints", "log_steps",
         "save_precision", "metadata_level", "description", "sample_prompts", "sample_every", "sample_negative_prompt",
-        "sample_steps", "sample_guidance", "sample_seed", "epochs", "max_steps", "keep", "effective_batch",
+        "sample_steps", "sample_guidance", "sample_seed", "epochs", "max_steps", "keep", "clip_model", "effective_batch",
         "memory_limit_gb",
     }
 )  # fmt: skip
@@ -116,6 +119,15 @@ class Resumable:
         self._adapter.load_state_dict(checkpoint.adapter)
         load_optimizer_state(self._optimizer, checkpoint.optimizer_tensors, checkpoint.optimizer_state)
         return True
+
+    @contextmanager
+    def visit(self, step: int) -> Iterator[bool]:
+        """The model as it was after a saved step, for a while; false, and nothing is changed, when that is damaged."""
+        before = Snapshot.take(self._adapter, self._optimizer, self._scaler, {})
+        try:
+            yield self.put_back(step)
+        finally:
+            before.restore(self._adapter, self._optimizer, self._scaler)
 
     def save(self, state: LoopState, events: Events) -> None:
         """Writes `checkpoint-N` with the loadable LoRA of that step in it, and removes the oldest if asked to.

@@ -31,7 +31,8 @@ class TensorBoardListener(Listener):
     """Writes one event file per start into `log_dir`; a resumed run's curves join the older ones.
 
     Tags: loss/train (every step), loss/smoothed, lr/<group>, grad_norm, speed/images_per_s, memory/current_gib and
-    memory/peak_gib; validation/held_out, validation/training, validation/gap; preview/<n> pictures with their prompts as texts; config, run and captions as texts.
+    memory/peak_gib; validation/held_out, validation/training, validation/gap; preview/<n> pictures with their prompts as
+    texts; config, run and captions as texts. The page "custom scalars" shows the validation losses and their gap in one chart.
     """
 
     def __init__(self, log_dir: Path) -> None:
@@ -45,6 +46,7 @@ class TensorBoardListener(Listener):
             *_text("config", _yaml(run), step),
             *_text("run", _table(("what", "value"), run.facts), step),
             *_text("captions", _captions(run.captions), step),
+            _layout(),
         ]
         # A pass over step N starts anew at N + 1: step N itself belongs to the older part.
         self._add(texts, first_new=step + 1 if step else 0)
@@ -72,7 +74,7 @@ class TensorBoardListener(Listener):
         scalars = {
             "validation/held_out": validation.loss,
             "validation/training": validation.training_loss,
-            "validation/gap": validation.loss - validation.training_loss,
+            "validation/gap": validation.gap,
         }
         self._add((_scalar(tag, value, validation.step) for tag, value in scalars.items()), validation.step)
 
@@ -154,6 +156,19 @@ def _scalar(tag: str, value: float, step: int) -> Any:
     from torch.utils.tensorboard.summary import scalar
 
     return Event(step=step, summary=scalar(tag, value))  # type: ignore[no-untyped-call]
+
+
+def _layout() -> Any:
+    """What the page "custom scalars" shows: curves that say something only side by side, each group in one chart."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from torch.utils.tensorboard.summary import custom_scalars
+
+    validation = ["validation/training", "validation/held_out", "validation/gap"]
+    charts = {
+        "memorisation: training pictures, held-out pictures, gap": ["Multiline", validation],
+        "loss of training steps": ["Multiline", ["loss/train", "loss/smoothed"]],
+    }
+    return Event(summary=custom_scalars({"overview": charts}))  # type: ignore[no-untyped-call]
 
 
 def _image(tag: str, image: Image, step: int) -> Any:

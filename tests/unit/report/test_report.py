@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lora_scripts.choosing.rule import Gain, StepScore
 from lora_scripts.errors import DataError
 from lora_scripts.preflight.findings import Finding, Report
 from lora_scripts.preflight.terminal import report_notes
-from lora_scripts.report import Measurement, ReportFacts, Thumbnail, render_report, write_report
+from lora_scripts.report import HardThumbnail, Measurement, ReportFacts, Thumbnail, render_report, write_report
 from lora_scripts.training.events import Events, Preview, RunStart, StepReport
 from lora_scripts.training.memory import MemoryReading
 from lora_scripts.training.record import RunHistory, RunRecord, SampleFiles, read_record
+from lora_scripts.training.validation import Estimate
 
 VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
 EVIL = "<script>alert('x')</script> \"quoted\" & <img src=x onerror=alert(1)>"
@@ -29,6 +31,7 @@ SECTIONS = {
     "files": "Files",
     "next": "Next",
     "curves": "Curves",
+    "worst-fitted": "Worst fitted",
     "check": "Data check",
     "data": "Data",
     "settings": "Settings",
@@ -127,6 +130,19 @@ def full_facts(**changes: Any) -> ReportFacts:
         "bucket_counts": {"512x512": 20, "448x576": 4},
         "check": CHECK,
         "measurements": [Measurement("Read as ink wash", "2 %", "97 %", EVIL), Measurement("Loss", "0.11", "0.06")],
+        "worst_fitted": [
+            HardThumbnail(
+                Thumbnail(Image.new("RGB", (300, 200), "green"), "7.png", EVIL),
+                "loss 2 times the usual",
+                "Is it right?",
+            )
+        ],
+        "chosen_step": 40,
+        "chosen_why": "Step 40 is as good as any.",
+        "step_scores": [
+            StepScore(20, [("held-out loss", "0.1200")], Gain(Estimate(0.4, 0.1), 2.0, {})),
+            StepScore(40, [("held-out loss", "0.1300"), ("look", "-0.20")], None),
+        ],
         "verification": ["192 tensors read back"],
         "advice": ["15 to 20 epochs are enough"],
         "next_commands": [("Render", 'lora-scripts sample --prompt "<lora:ink:0.8>"')],
@@ -176,7 +192,7 @@ def test_nothing_a_user_wrote_becomes_markup(html: str, page: Page) -> None:
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert all(attributes["src"].startswith("data:image/") for attributes in page.tags("img"))
     assert "<script>alert" not in html
-    for anchor in ("before-after", "measured", "previews", "check", "data", "settings", "notes"):
+    for anchor in ("before-after", "measured", "previews", "worst-fitted", "check", "data", "settings", "notes"):
         assert EVIL in page.by_id[anchor], anchor
 
 
@@ -200,6 +216,20 @@ def test_policy_admits_exactly_the_script_on_the_page(html: str, page: Page) -> 
 def colour_of(attributes: dict[str, str]) -> tuple[int, ...]:
     data = base64.b64decode(attributes["src"].split(",", 1)[1])
     return tuple(round(value / 85) for value in Image.open(io.BytesIO(data)).convert("RGB").getpixel((5, 5)))  # type: ignore[union-attr]
+
+
+def test_saved_steps_stand_side_by_side_with_the_chosen_one_marked(page: Page) -> None:
+    words = page.by_id["files"]
+    assert "held-out losslookBetter than the last step by" in words
+    assert "200.1200-+0.40 ± 0.10" in words
+    assert "40 ✔ finished file0.1300-0.20-" in words
+
+
+def test_worst_fitted_picture_comes_with_caption_loss_and_hint(page: Page) -> None:
+    words = page.by_id["worst-fitted"]
+    assert (
+        words.index(EVIL) < words.index("7.png") < words.index("loss 2 times the usual") < words.index("Is it right?")
+    )
 
 
 def test_before_and_after_show_step_0_and_the_last(page: Page) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from lora_scripts.errors import TrainingError
 from lora_scripts.training.console import ConsoleListener
-from lora_scripts.training.events import Events, Listener, Preview, RunStart, StepReport
+from lora_scripts.training.events import Events, Listener, Preview, RunStart, StepReport, Validation
 from lora_scripts.training.log_file import AppendFile, LogFile, duration
 from lora_scripts.training.memory import MemoryReading
 from lora_scripts.training.record import RunRecord, SampleFiles, read_record
@@ -125,6 +125,26 @@ def test_tensorboard_reads_back_every_number_picture_and_text(tmp_path: Path) ->
     assert "2 | 猫.png | 一只猫" in text("captions")
     assert "a cat, ink &#124; wash" in text("captions")
     assert text("preview/2") == "一只&#60;猫&#62;"
+
+
+def test_tensorboard_shows_both_validation_losses_and_their_gap_in_one_chart(tmp_path: Path) -> None:
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+    listener = TensorBoardListener(tmp_path)
+    listener.started(start())
+    listener.validated(Validation(0, [0.5, 0.7], [0.4, 0.4]))
+    listener.close()
+
+    events = accumulate(tmp_path)
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(event.tensor_proto.string_val[0])
+    (chart,) = [chart for chart in layout.category[0].chart if chart.title.startswith("memorisation")]
+    shown = {tag: events.Scalars(tag)[0].value for tag in chart.multiline.tag}
+    assert shown == {
+        "validation/held_out": pytest.approx(0.6),
+        "validation/training": pytest.approx(0.4),
+        "validation/gap": pytest.approx(0.2),
+    }
 
 
 def test_tensorboard_caption_table_stops_at_100(tmp_path: Path) -> None:
