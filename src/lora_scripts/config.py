@@ -197,8 +197,8 @@ class TrainSettings(Section):
 class LossSettings(Section):
     """What the denoiser is asked to learn."""
 
-    min_snr_gamma: Positive | None = None
-    """Weigh noise levels by min-SNR (5.0 is usual): steadier training with few pictures."""
+    min_snr_gamma: Annotated[float, Field(ge=0)] = 5.0
+    """Weigh noise levels by min-SNR, so that nearly clean pictures do not outweigh the rest: what is asked for in a prompt is kept better. 0 weighs all alike."""
     noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Adds a constant per channel to the noise (0.05 is usual) so that very dark and very bright pictures can be learnt."""
     timestep_sampling: Literal["stratified", "uniform"] = "stratified"

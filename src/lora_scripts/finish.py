@@ -153,7 +153,7 @@ class Finish:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             gradient_checkpointing=config.gradient_checkpointing is True,
             max_grad_norm=config.max_grad_norm,
-            min_snr_gamma=config.min_snr_gamma,
+            min_snr_gamma=config.min_snr_gamma or None,
             noise_offset=config.noise_offset,
             zero_terminal_snr=bool(config.zero_terminal_snr),
             caption_dropout=config.caption_dropout,

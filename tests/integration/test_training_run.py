@@ -231,7 +231,7 @@ def test_training_goes_on_from_an_older_file(settings: Settings, tmp_path: Path)
 @pytest.mark.parametrize(
     "changes",
     [
-        {"min_snr_gamma": 5.0},
+        {"min_snr_gamma": 0},
         {"noise_offset": 0.1},
         {"prediction": "v_prediction", "zero_terminal_snr": True},
         {"optimizer": "prodigy", "learning_rate": 1.0},

@@ -178,7 +178,7 @@ class StableDiffusion15:
         model_pred = self._denoise(noisy_latents, timesteps, batch)
         per_example = mse_loss(model_pred.float(), target, reduction="none").mean(dim=(1, 2, 3))
         weighted = per_example
-        if self._config.min_snr_gamma is not None:
+        if self._config.min_snr_gamma:
             ratio = snr(self.schedule, timesteps)
             weighted = per_example * min_snr_weights(ratio, self._config.min_snr_gamma, self.schedule.prediction)
         low, high = self._trained_range()
