@@ -25,7 +25,7 @@ FEWEST = 2
 
 def t95(freedom: float) -> float:
     """The one-sided 95 % point of Student's t; a fraction of a degree is rounded down, to the safe side."""
-    return _T95.get(max(1, math.floor(freedom)), _T95_MANY)
+    return _T95.get(max(1, math.floor(freedom + 1e-6)), _T95_MANY) if math.isfinite(freedom) else _T95_MANY
 
 
 def beyond_noise(change: Estimate, num_pictures: int) -> bool:
@@ -117,7 +117,7 @@ def gain(measures: Sequence[Measure], step: int, last: int) -> Gain | None:
     freedom = error**4 / freedom_terms if freedom_terms else math.inf
     return Gain(
         Estimate(sum(part.mean for part in parts.values()), error),
-        t95(freedom) if math.isfinite(freedom) else _T95_MANY,
+        t95(freedom),
         parts,
     )
 
@@ -153,9 +153,10 @@ def _told(measures: Sequence[Measure], gain: Gain, step: int, last: int) -> str:
     spread = (
         f"{abs(gain.total.mean) / gain.total.error:.1f} standard errors" if gain.total.error else "no spread at all"
     )
+    shares = [f"{part.mean:+.1f} by {name}" for name, part in gain.parts.items()] if len(gain.parts) > 1 else []
     return (
         f"{figures}; in all {gain.total.mean:+.1f} ± {gain.total.error:.1f} times the smallest difference that matters "
-        f"({spread}, {gain.needed:.1f} are needed)"
+        f"({', '.join([*shares, spread])}, {gain.needed:.1f} are needed)"
     )
 
 
