@@ -100,6 +100,12 @@ def run_demo(output: Path, style: str = "ink wash", seed: int = 42) -> int:
     label.run(parser.parse_args(["--input", str(pictures), "--output", str(table), "--model", "builtin:mini-blip"]))
 
     print("3. Training ...", flush=True)
+    if style == "ink wash":
+        print(
+            "   The check before it will point at the red seal in every corner. Here it belongs to the style; "
+            "a watermark on your own pictures should be painted away.",
+            flush=True,
+        )
     config = demo_config(output, style, seed)
     shutil.rmtree(config.output_dir, ignore_errors=True)  # an older demo's run; a new one begins at the beginning
     from lora_scripts.train_command import STOPPED, train_and_report
