@@ -136,7 +136,7 @@ def run(
 
     # The trainable layers, how a step is cut so that it fits into memory, and the order in which examples come.
     adapter = attach_adapter(family, config, events)
-    fitted = fit_memory(config, family, adapter, data, device, began)
+    fitted = fit_memory(config, family, adapter, data, device, began, check.fitted)
     config = fitted.config
     if fitted.summary:
         events.note(f"Memory: {fitted.summary}.", "info" if fitted.fits else "warning")

@@ -248,6 +248,26 @@ def test_passes_that_run_out_of_memory_in_the_trial_are_not_chosen(
     assert equal(result(values), by_hand(0.0013).weights)
 
 
+def test_run_takes_over_what_the_check_before_it_has_chosen(
+    auto: Settings, by_hand: Callable[[float], Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_scripts.preflight.before_run.is_measured", lambda device, goes_on: True)
+    plain, asked = fit_memory.predicted_peak, []
+
+    def counted(loss: Any, example: Any, num_examples: int, parameters: Any) -> int:
+        asked.append(num_examples)
+        return plain(loss, example, num_examples, parameters)
+
+    monkeypatch.setattr(fit_memory, "predicted_peak", counted)
+    values = auto(memory_limit_gb=0.0013)
+    notes = train(values).notes
+    assert len(asked) == len(set(asked))
+    assert [note for note in notes if note.startswith("Memory:")] == [
+        "Memory: predicted 1 MB of 1 MB usable; batch 4 as 2 passes of 2, checkpointing off."
+    ]
+    assert equal(result(values), by_hand(0.0013).weights)
+
+
 def test_a_small_data_set_trains_whatever_the_effective_batch(auto: Settings, pictures: Path) -> None:
     values = auto(effective_batch=64, max_steps=2, save_steps=1)
     train(values, StopAfter(1))

@@ -59,6 +59,7 @@ def fit_memory(
     data: EncodedDataset,
     device: torch.device,
     began: Chosen | None = None,
+    planned: FittedRun | None = None,
 ) -> FittedRun:
     """Chooses what is auto and sets the model's checkpointing; weights, gradients and random state stay as they are.
 
@@ -67,8 +68,9 @@ def fit_memory(
     Args:
         adapter: attached to the family.
         began: of the run that is resumed; it goes on as it began.
+        planned: what the check before the run has chosen already.
     """
-    fitted = _fit(config, family, adapter, data, device, began)
+    fitted = planned or _fit(config, family, adapter, data, device, began)
     family.set_checkpointing(fitted.config.gradient_checkpointing is True)
     return fitted
 

@@ -47,11 +47,11 @@ def check_step(step: StepMeasurement) -> list[Finding]:
         text = f"Out of memory: not even one picture of {shape} can be trained on this device."
         return [Finding("red", "out-of-memory", text, remedy=WAYS_TO_FIT)]
     findings = []
-    if step.memory_plan:
-        text = f"Memory: {step.memory_plan}."
+    if step.fitted_run is not None and step.fitted_run.summary:
+        text = f"Memory: {step.fitted_run.summary}."
         findings.append(
             Finding("note", "memory-plan", text)
-            if step.memory_fits
+            if step.fitted_run.fits
             else Finding("amber", "memory-short", text, remedy=WAYS_TO_FIT)
         )
     if not step.finite:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_scripts.errors import DataError
+
+if TYPE_CHECKING:
+    from lora_scripts.planning.fit_memory import FittedRun
 
 __all__ = ["Finding", "Level", "Prediction", "Report"]
 
@@ -66,12 +69,14 @@ class Report:
 
     Attributes:
         num_trained, num_pictures: how many pictures train, of how many in the folder.
+        fitted: the config with what its settings on auto come to, where a step was measured.
     """
 
     findings: Sequence[Finding]
     num_trained: int
     num_pictures: int
     prediction: Prediction | None = None
+    fitted: FittedRun | None = None
 
     @property
     def worst_first(self) -> list[Finding]:

@@ -15,7 +15,7 @@ from lora_scripts.data.captions import CaptionSettings
 from lora_scripts.data.dataset import Dataset, Example
 from lora_scripts.data.encoded import EncodedDataset, encode_all
 from lora_scripts.data.sampler import Sample
-from lora_scripts.planning.fit_memory import fit_memory
+from lora_scripts.planning.fit_memory import FittedRun, fit_memory
 from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES
 from lora_scripts.planning.trial_pass import TrialPass, largest_pass, trial_pass
 from lora_scripts.training.chosen import Chosen
@@ -51,8 +51,7 @@ class StepMeasurement:
         finite: whether the loss was a finite number.
         encoded_bytes: of one picture and its caption in the cache.
         passes: of `wanted` examples in an optimizer step.
-        memory_plan, memory_fits: what the settings on auto come to, empty when nothing was to be chosen; false when no
-            way of cutting a step is predicted to fit.
+        fitted_run: the config with what its settings on auto come to.
     """
 
     bucket: Size
@@ -64,8 +63,7 @@ class StepMeasurement:
     finite: bool = True
     encoded_bytes: int = 0
     passes: int = 1
-    memory_plan: str = ""
-    memory_fits: bool = True
+    fitted_run: FittedRun | None = None
 
 
 def measure_step(
@@ -112,8 +110,7 @@ def measure_step(
         timed is None or timed.finite,
         _encoded_bytes(data),
         fitted_run.config.gradient_accumulation_steps,
-        fitted_run.summary,
-        fitted_run.fits,
+        fitted_run,
     )
 
 

@@ -15,6 +15,7 @@ from lora_scripts.preflight.run_length import RunLength, run_length
 
 if TYPE_CHECKING:
     from lora_scripts.data.cache import EncodingCache
+    from lora_scripts.planning.fit_memory import FittedRun
     from lora_scripts.preflight.model_step import LoadedModel
 
 __all__ = ["check_data", "preflight"]
@@ -56,13 +57,13 @@ def preflight(
     """
     facts = gather(config, dataset, cache, progress)
     findings = _data_findings(config, facts, model.family.cut_caption)
-    prediction = None
+    prediction, fitted = None, None
     if facts.examples:
         length = run_length(config, facts.examples)
         findings += check_shapes(facts.examples, config, length)
-        more, prediction = _resources(config, dataset, facts, length, resolution, cache, model, measure)
+        more, prediction, fitted = _resources(config, dataset, facts, length, resolution, cache, model, measure)
         findings += more
-    return Report(findings, len(facts.examples), facts.num_pictures, prediction)
+    return Report(findings, len(facts.examples), facts.num_pictures, prediction, fitted)
 
 
 def _data_findings(config: RunConfig, facts: DataFacts, cut: CutCaption | None) -> list[Finding]:
@@ -78,7 +79,7 @@ def _resources(
     cache: EncodingCache,
     model: LoadedModel,
     measure: bool,
-) -> tuple[list[Finding], Prediction]:
+) -> tuple[list[Finding], Prediction, FittedRun | None]:
     from dataclasses import replace
 
     from lora_scripts.attaching import attach_adapter
@@ -104,4 +105,4 @@ def _resources(
     disks = merge_by_disk(needs)
     prediction = predict(config, length, disks, step, previews)
     findings = [*check_disk(disks), *(check_step(step) if step is not None else [])]
-    return [*findings, *prediction_note(prediction)], prediction
+    return [*findings, *prediction_note(prediction)], prediction, step.fitted_run if step is not None else None
