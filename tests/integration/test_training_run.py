@@ -89,8 +89,9 @@ def test_run_leaves_everything_it_promises(settings: Settings, pictures: Path) -
 
 
 def test_training_lowers_the_loss(settings: Settings) -> None:
+    # Random weights have most to learn at the low noise levels that min-SNR would take out of the mean.
     seen = Losses()
-    train(settings(max_steps=120, save_steps=120, batch_size=8, learning_rate=2e-2), seen)
+    train(settings(max_steps=120, save_steps=120, batch_size=8, learning_rate=2e-2, min_snr_gamma=0), seen)
     assert sum(seen.losses[-10:]) < 0.97 * sum(seen.losses[:10])
 
 
