@@ -198,7 +198,7 @@ class LossSettings(Section):
     """What the denoiser is asked to learn."""
 
     min_snr_gamma: Annotated[float, Field(ge=0)] = 5.0
-    """Weigh noise levels by min-SNR, so that nearly clean pictures do not outweigh the rest: what is asked for in a prompt is kept better. 0 weighs all alike."""
+    """Weigh noise levels by min-SNR, so that nearly clean pictures do not outweigh the rest: what is asked for in a prompt is kept better. 0 weighs all alike. The loss in the log is the weighed one, the validation loss is not."""
     noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Adds a constant per channel to the noise (0.05 is usual) so that very dark and very bright pictures can be learnt."""
     timestep_sampling: Literal["stratified", "uniform"] = "stratified"
