@@ -23,9 +23,9 @@ FEWEST = 2
 """Pictures without which a measure has no noise that could be known, and so no say."""
 
 
-def t95(freedom: float) -> float:
-    """The one-sided 95 % point of Student's t; a fraction of a degree is rounded down, to the safe side."""
-    return _T95.get(max(1, math.floor(freedom + 1e-6)), _T95_MANY) if math.isfinite(freedom) else _T95_MANY
+def t95(freedom: int) -> float:
+    """The one-sided 95 % point of Student's t."""
+    return _T95.get(max(1, freedom), _T95_MANY)
 
 
 def beyond_noise(change: Estimate, num_pictures: int) -> bool:
@@ -99,27 +99,23 @@ class Choice:
 def gain(measures: Sequence[Measure], step: int, last: int) -> Gain | None:
     """How much better a step is than the last one; None when a measure lacks one of the two, or there is none.
 
-    The errors of the measures are independent and combined as such, with the degrees of freedom of their sum after
-    Welch 1947 and Satterthwaite 1946.
+    The errors of the measures are independent and combined as such. The degrees of freedom are those of the measure that
+    has fewest: Welch's, which weigh them by the errors, trust the error of two held-out pictures as soon as it is small,
+    and that of two is often small by chance.
     """
     weights = sum(measure.weight for measure in measures)
-    parts, freedom_terms = {}, 0.0
+    parts = {}
     for measure in measures:
         if step not in measure.values or last not in measure.values:
             return None
         change = paired(measure.values[step], measure.values[last])
         scale = measure.weight / weights / measure.notable
-        part = parts[measure.name] = Estimate(scale * change.mean, scale * change.error)
-        freedom_terms += part.error**4 / (len(measure.values[last]) - 1)
+        parts[measure.name] = Estimate(scale * change.mean, scale * change.error)
     if not parts:
         return None
     error = math.sqrt(sum(part.error**2 for part in parts.values()))
-    freedom = error**4 / freedom_terms if freedom_terms else math.inf
-    return Gain(
-        Estimate(sum(part.mean for part in parts.values()), error),
-        t95(freedom),
-        parts,
-    )
+    fewest = min(len(measure.values[last]) for measure in measures)
+    return Gain(Estimate(sum(part.mean for part in parts.values()), error), t95(fewest - 1), parts)
 
 
 def choose(measures: Sequence[Measure], saved: Collection[int], last: int) -> Choice:

@@ -110,7 +110,7 @@ def test_noise_of_both_measures_adds_up_and_few_pictures_need_more() -> None:
     weighted = [alone.total.error / 2, noisy_error(noisy) / 2]
     assert both.total.error == pytest.approx(sum(each**2 for each in weighted) ** 0.5)
     assert alone.needed == pytest.approx(2.92)  # three pictures: two degrees of freedom
-    assert both.needed == pytest.approx(2.35)  # nearly all noise is that of four pictures: three of them
+    assert both.needed == pytest.approx(2.92)  # four more precise pictures do not make up for it
 
 
 def noisy_error(measure: Measure) -> float:
