@@ -38,8 +38,8 @@ __all__ = [
     "plan_validation",
 ]
 
-LARGEST_SHARE = 0.03
-"""Of the run's time, for all measurements together."""
+LARGEST_SHARE = 0.025
+"""Of the run's time, for all measurements together, as planned: 3 % was measured as 3.2, and 3 is what is promised."""
 FORWARD_SHARE = 0.4
 """Time of a forward pass, as a share of forward and backward through frozen layers with an adapter."""
 MOST_PAIRS, ENOUGH_PAIRS = 16, 4
