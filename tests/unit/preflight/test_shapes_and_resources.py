@@ -161,7 +161,7 @@ def test_time_follows_from_the_step(tmp_path: Path) -> None:
     settings, step = config(tmp_path, sample_every=0), replace(STEP, passes=3)
     prediction = predict(settings, RunLength(10, 100, 40), [DiskNeed(tmp_path, 1, 2)], step, 0)
     assert prediction.step_seconds == 6.0
-    assert prediction.total_seconds == pytest.approx(60 * 6.0 * 1.03)
+    assert prediction.total_seconds == pytest.approx(60 * 6.0 * 1.025)
     halved = predict(settings, RunLength(10, 100), [DiskNeed(tmp_path, 1, 2)], replace(step, fitted=2), 0)
     assert halved.step_seconds == 12.0
     (note,) = prediction_note(prediction)
