@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 from lora_scripts.config import RunConfig
 from lora_scripts.train_command import train_and_report
 from lora_scripts.training.events import Listener, StepReport, Validation
 
-__all__ = ["Seen", "train"]
+__all__ = ["Seen", "StopAfter", "train"]
 
 
 class Seen(Listener):
@@ -27,6 +29,17 @@ class Seen(Listener):
 
     def note(self, text: str, level: str = "info") -> None:
         self.notes.append(text)
+
+
+class StopAfter(Listener):
+    """Asks the run to stop, as Ctrl-C does, after so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def ticked(self, step: int) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def train(values: dict[str, Any], *more: Listener) -> Seen:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,9 @@ import torch
 
 from helpers import commands
 from helpers.checked_sets import write_captions
-from helpers.seen import Seen, train
+from helpers.seen import Seen, StopAfter, train
 from lora_scripts.errors import DataError, ResumeError
 from lora_scripts.preflight.before_run import is_measured
-from lora_scripts.training.events import Listener
 
 Settings = Callable[..., dict[str, Any]]
 FEW_CAPTIONS = "5 of 8 pictures have no caption; 5 of them would not train."
@@ -27,17 +24,6 @@ def spoilt(pictures: Path) -> Path:
     """The folder of eight pictures, of which three have captions: something red."""
     write_captions(pictures, {"00.png": "a cat", "01.png": "a dog", "02.png": "a fish"})
     return pictures
-
-
-class StopAt(Listener):
-    """Asks the run to stop, as Ctrl-C does, after so many steps."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def ticked(self, step: int) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def no_room(patch: pytest.MonkeyPatch) -> None:
@@ -123,7 +109,7 @@ def test_full_disk_stops_a_run_that_begins_and_not_one_that_goes_on(
         no_room(patch)
         with pytest.raises(DataError, match="The run will write about"):
             train(settings())
-    train(settings(), StopAt(2))
+    train(settings(), StopAfter(2))
     no_room(monkeypatch)
     seen = train(settings())
     assert [report.step for report in seen.reports] == [3, 4, 5, 6]
@@ -141,7 +127,7 @@ def test_forced_run_goes_on_without_force(
 
 
 def test_picture_damaged_since_the_run_began_is_refused_where_it_resumes(settings: Settings, pictures: Path) -> None:
-    train(settings(), StopAt(2))
+    train(settings(), StopAfter(2))
     (pictures / "03.png").write_bytes(b"")
     with pytest.raises(ResumeError, match=r"03\.png: was"):
         train(settings())

@@ -14,12 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from conftest import draw_pictures
-from helpers.seen import train
+from helpers.seen import StopAfter, train
 from lora_scripts.config import RunConfig
 from lora_scripts.errors import ConfigError, ResumeError
 from lora_scripts.families.sd15 import StableDiffusion15
 from lora_scripts.planning import fit_memory, trial_pass
-from lora_scripts.training.events import Listener
 from lora_scripts.training.memory import MemoryReading
 
 Settings = Callable[..., dict[str, Any]]
@@ -35,20 +34,6 @@ class Written(NamedTuple):
 # The tiny model takes about 0.2 MB, and 0.38 MB for each picture of a pass; with checkpointing 0.15 MB.
 SPLITS = {0.0013: (2, 2, False), 0.00075: (1, 4, False), 0.00045: (1, 4, True), 1.0: (4, 1, False)}
 """memory_limit_gb -> batch_size, gradient_accumulation_steps, gradient_checkpointing, for four pictures per step."""
-
-
-class StopAfter(Listener):
-    """Asks the run to stop, as Ctrl-C does, after so many steps."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def ticked(self, step: int) -> None:
-        import os
-        import signal
-
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from helpers.seen import StopAfter
 from lora_scripts.config import RunConfig
 from lora_scripts.errors import DataError, ModelError, ResumeError, TargetError
 from lora_scripts.pipeline import Outcome
@@ -33,20 +34,6 @@ class Losses(Listener):
 
     def note(self, text: str, level: str = "info") -> None:
         self.notes.append(text)
-
-
-class StopAfter(Listener):
-    """Asks the run to stop, as Ctrl-C does, after so many steps."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def ticked(self, step: int) -> None:
-        if step == self.step:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def train(values: dict[str, Any], *more: Listener) -> Outcome:
