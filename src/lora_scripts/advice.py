@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lora_scripts.config import RunConfig
 from lora_scripts.training.optimizers import optimizer_advice
-
-if TYPE_CHECKING:
-    from lora_scripts.data.dataset import Dataset
 
 __all__ = ["advise"]
 
@@ -17,22 +12,23 @@ SMALL = 100_000_000
 """Models with fewer parameters, such as the built-in ones, take larger steps."""
 
 
-def advise(config: RunConfig, dataset: Dataset, max_steps: int, uses_per_epoch: int, num_parameters: int) -> list[str]:
+def advise(config: RunConfig, num_examples: int, max_steps: int, uses_per_epoch: int, num_parameters: int) -> list[str]:
     """Lines beginning with `Advice:`, most telling first; `num_parameters` are the frozen model's."""
     lines = list(optimizer_advice(config.optimizer, config.learning_rate, config.lr_scheduler))
-    pictures = len(dataset.examples)
+    words = config.words
     batch = config.step_size
     passes = max_steps * batch / uses_per_epoch * config.repeats
     if batch > uses_per_epoch:
         lines.append(
-            f"batch_size: {config.batch_size} x {config.gradient_accumulation_steps} is above the {uses_per_epoch} pictures "
+            f"batch_size: {config.batch_size} x {config.gradient_accumulation_steps} is above the {uses_per_epoch} {words.examples} "
             "of an epoch, so every step takes them all. A smaller batch takes more, cheaper steps."
         )
-    if pictures < 10:
-        lines.append(f"{pictures} pictures are few: the LoRA will tend to repeat them. 50 to 200 give a free hand.")
-    if pictures and passes > 60 and pictures * passes > 3000:
+    if num_examples < 10:
+        lines.append(f"{num_examples} {words.examples} are few: the LoRA will tend to repeat them. {words.enough}.")
+    if num_examples and passes > words.many_passes and num_examples * passes > words.many_uses:
         lines.append(
-            f"each picture is seen {passes:.0f} times, more than the usual 10 to 30: look at the earlier checkpoints too."
+            f"each {words.example} is seen {passes:.0f} times, more than the usual {words.usual_passes}: look at the "
+            "earlier checkpoints too."
         )
     if (
         not lines

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from lora_scripts.words import Words, words_of
+
 __all__ = ["RunConfig", "Size", "parse_size"]
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "adamw_schedulefree"]
@@ -25,6 +27,20 @@ RESERVED_NAMES = frozenset(
 )
 Size = tuple[int, int]
 """Width and height in pixels."""
+PICTURES_ONLY = frozenset(
+    {
+        "metadata_path", "resolution", "buckets", "bucket_step", "max_aspect", "upscale", "flip", "trigger_word",
+        "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
+        "zero_terminal_snr", "clip_skip", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
+        "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
+        "metadata_level", "sample_negative_prompt", "sample_steps", "sample_guidance",
+    }
+)  # fmt: skip
+DIALOGUES_ONLY = frozenset(
+    {"max_length", "train_on", "system_prompt", "packing", "validation_dialogues", "sample_tokens"}
+)
+FOR_OTHER_TASKS = {"text-to-image": DIALOGUES_ONLY, "text-generation": PICTURES_ONLY}
+"""Task -> settings that can have no effect in it."""
 
 
 def parse_size(value: Any) -> Any:
@@ -75,7 +91,7 @@ class DataSettings(Section):
     """Pictures, captions and the shapes they are trained in."""
 
     train_data_dir: UserPath
-    """Folder with the pictures; sub-folders are included."""
+    """Folder with the pictures, sub-folders included; for text-generation the folder with the dialogues, or one file of them."""
     metadata_path: UserPath | None = None
     """CSV (`filename,prompt`) or JSONL with the captions. Without it: `metadata.csv` or `metadata.jsonl` in the folder, else `.txt` files beside the pictures."""
     exclude: Names = []
@@ -113,12 +129,29 @@ class DataSettings(Section):
     """Where encoded pictures and captions are kept. Default: `.cache` in `train_data_dir`, shared by all runs on it; `output_dir/cache` when that cannot be written."""
 
 
+class DialogueSettings(Section):
+    """Dialogues and how they become tokens (text-generation)."""
+
+    max_length: Annotated[int, Field(ge=8, le=1_000_000)] | None = None
+    """Longest dialogue in tokens; what is beyond is cut off and counted. Default: 2048, or what the model was made for if that is less."""
+    train_on: Literal["assistant", "all"] = "assistant"
+    """Which tokens are learnt: the assistant's answers, or everything."""
+    system_prompt: str | None = None
+    """Put before every dialogue that has no system message; use the same words when you talk to the model."""
+    packing: bool = True
+    """Put the dialogues of a batch one behind the other instead of padding them to one length; each sees itself alone. Off: padded, and dialogues of like length go together."""
+    validation_dialogues: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Dialogues held out of training to measure the validation loss. auto: those of `dev.jsonl`, at most 64; without that file about 8 %, 2 to 64, none below 12."""
+    sample_tokens: Annotated[int, Field(ge=1, le=8192)] = 160
+    """Longest answer of a preview, in tokens."""
+
+
 class ModelSettings(Section):
     """The frozen model that the LoRA is for."""
 
     base_model: Annotated[str, Field(min_length=1)]
-    """A `.safetensors` file, a diffusers folder, a hub id, or a built-in name such as `builtin:mini-sd`."""
-    model_family: Literal["auto", "sd15"] = "auto"
+    """A `.safetensors` file, a diffusers or transformers folder, a hub id, or a built-in name such as `builtin:mini-sd`."""
+    model_family: Literal["auto", "sd15", "causal_lm"] = "auto"
     """The architecture; found from the weights."""
     allow_download: bool = False
     """Fetch a hub id that is not on this machine yet. Off: nothing ever touches the network."""
@@ -270,12 +303,13 @@ class RunConfig(
     TrainSettings,
     AdapterSettings,
     ModelSettings,
+    DialogueSettings,
     DataSettings,
 ):
     """One training run. Nine keys are enough; see configs/ for commented examples."""
 
     task_type: Literal["text-to-image", "text-generation"] = "text-to-image"
-    """What is trained; `image-to-text` is read as text-to-image."""
+    """What is trained: pictures, or with text-generation a language model; `image-to-text` is read as text-to-image."""
 
     @field_validator("task_type", mode="before")
     @classmethod
@@ -299,6 +333,8 @@ class RunConfig(
             if setting in written:
                 faults.append(f"{setting}: has no effect because {reason}. Remove it or change the other setting.")
 
+        for setting in sorted(written & FOR_OTHER_TASKS[self.task_type]):
+            inert(setting, f"task_type is {self.task_type}")
         if not self.train_text_encoder and self.text_encoder_learning_rate is not None:
             inert("text_encoder_learning_rate", "train_text_encoder is false")
         if not self.caption_shuffle:
@@ -327,9 +363,9 @@ class RunConfig(
                 inert(setting, "sample_every is 0")
         if self.keep == "last":
             inert("clip_model", "keep is last")
-        if self.validation_pictures == 0:
-            inert("validate_every", "validation_pictures is 0")
-        if self.validation_pictures == 0 or self.validate_every == 0:
+        if self.num_held_out == 0:
+            inert("validate_every", f"validation_{self.words.examples} is 0")
+        if self.num_held_out == 0 or self.validate_every == 0:
             inert("early_stopping", "the validation loss is off")
         if self.batch_size != "auto":
             inert("effective_batch", "batch_size is a number, times gradient_accumulation_steps, not auto")
@@ -345,8 +381,6 @@ class RunConfig(
             pass  # documented: max_steps wins
         if isinstance(self.warmup_steps, int) and self.max_steps is not None and self.warmup_steps >= self.max_steps:
             faults.append(f"warmup_steps: {self.warmup_steps} is not below max_steps ({self.max_steps}).")
-        if self.task_type == "text-generation":
-            faults.append("task_type: text-generation is not part of this version yet; text-to-image is.")
         if self.output_name is not None and not re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", self.output_name):
             faults.append(f"output_name: {self.output_name!r} holds characters that a file name cannot have.")
         if len(f"{self.name}-9999999.safetensors".encode()) > MAX_NAME_BYTES:
@@ -363,6 +397,16 @@ class RunConfig(
     def name(self) -> str:
         """The finished file's name without its ending."""
         return self.output_name or self.output_dir.resolve().name
+
+    @property
+    def words(self) -> Words:
+        """How messages call what is trained on."""
+        return words_of(self.task_type)
+
+    @property
+    def num_held_out(self) -> int | Literal["auto"]:
+        """Examples to hold out, as the task's own setting has it."""
+        return self.validation_dialogues if self.task_type == "text-generation" else self.validation_pictures
 
     @property
     def step_size(self) -> int:

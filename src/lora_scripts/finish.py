@@ -11,24 +11,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_scripts.config import RunConfig, Size
+from lora_scripts.config import Size
 from lora_scripts.errors import ExportError
 from lora_scripts.export.metadata import RunFacts, file_metadata
 from lora_scripts.export.sidecar import write_preview, write_sidecar
 from lora_scripts.export.verify import verify_effect, verify_file
 from lora_scripts.export.writer import write_lora
 from lora_scripts.training.draws import Draws
-from lora_scripts.training.events import Events
 from lora_scripts.training.lr_schedules import resolve_warmup
 from lora_scripts.training.optimizers import evaluation_weights
 
 if TYPE_CHECKING:
-    from lora_scripts.adapters.lora import Adapter
-    from lora_scripts.data.encoded import EncodedDataset
-    from lora_scripts.data.sampler import StepPlan
-    from lora_scripts.families.protocol import ModelFamily
-    from lora_scripts.models.source import BaseModel
     from lora_scripts.previews import Previews
+    from lora_scripts.tasks.protocol import Run
 
 __all__ = ["Finish"]
 
@@ -38,21 +33,11 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 class Finish:
     """Writes LoRA files of one run; holds what their headers say."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        source: BaseModel,
-        family: ModelFamily,
-        adapter: Adapter,
-        data: EncodedDataset,
-        plan: StepPlan,
-        resolution: Size,
-        max_steps: int,
-        started_at: float,
-    ) -> None:
-        self._config, self._source, self._family, self._adapter = config, source, family, adapter
-        self._data, self._plan, self._resolution = data, plan, resolution
-        self._max_steps, self._started_at = max_steps, started_at
+    def __init__(self, run: Run, resolution: Size, previews: Previews) -> None:
+        self._run, self._config, self._family = run, run.config, run.family
+        self._adapter, self._plan = run.adapter, run.plan
+        self._data = run.prepared.parts.train
+        self._resolution, self._previews = resolution, previews
         self.proofs: list[str] = []
         """Lines that say what was compared, after `export`."""
 
@@ -63,9 +48,7 @@ class Finish:
         dtype, prefixes = DTYPES[self._config.save_precision], self._family.export_prefixes
         write_lora(folder / f"{name}.safetensors", self._adapter.weights(), metadata, dtype, prefixes)
 
-    def export(
-        self, step: int, optimizer: torch.optim.Optimizer, previews: Previews, device: torch.device, events: Events
-    ) -> list[Path]:
+    def export(self, step: int) -> list[Path]:
         """`NAME.safetensors` of the model as it is after `step` steps, with its card, read back and compared; the files.
 
         The trained layers are taken out of the model on the way, so this is the last thing done with it.
@@ -76,9 +59,9 @@ class Finish:
         config, family = self._config, self._family
         path = config.output_dir / f"{config.name}.safetensors"
         prefixes = family.export_prefixes
-        with evaluation_weights(optimizer), self._adapter.strength(1.0):
+        with evaluation_weights(self._run.optimizer), self._adapter.strength(1.0):
             weights = self._adapter.weights()
-            trained_output = self._probe(device)
+            trained_output = self._probe()
         facts = self._facts(config.name, step)
         write_lora(path, weights, file_metadata(facts, config.metadata_level), DTYPES[config.save_precision], prefixes)
 
@@ -88,7 +71,7 @@ class Finish:
             effect = verify_effect(
                 path,
                 family.components,
-                lambda: self._probe(device),
+                lambda: self._probe(),
                 trained_output,
                 prefixes,
                 compute_dtype=trained_output.dtype,
@@ -99,7 +82,7 @@ class Finish:
             raise
         self.proofs = [str(read_back), str(effect)]
         for line in self.proofs:
-            events.note(line)
+            self._run.events.note(line)
 
         card = write_sidecar(
             path,
@@ -107,18 +90,20 @@ class Finish:
             activation_text=config.trigger_word or "",
             description=config.description,
             preferred_weight=0.8,
-            notes=f"Trained with lora-scripts on {self._source.title}, {len(self._data.dataset.examples)} pictures, {step} steps.",
+            notes=f"Trained with lora-scripts on {self._run.source.title}, {len(self._data.examples)} pictures, {step} steps.",
         )
         files = [path, card]
-        if previews.last is not None:
-            files.append(write_preview(path, previews.last.images[0], previews.infotext(0, self._source.title)))
+        if (last := self._previews.last) is not None:
+            infotext = self._previews.infotext(0, self._run.source.title)
+            files.append(write_preview(path, last.images[0], infotext))
         return files
 
     @torch.no_grad()
-    def _probe(self, device: torch.device) -> torch.Tensor:
+    def _probe(self) -> torch.Tensor:
         """The model's answer for the first example at a fixed draw."""
-        batch = self._data.batch(self._plan.step(0)[:1], device)
-        return self._family.predict(batch, Draws(self._config.seed))
+        batch = self._data.batch(self._plan.step(0)[:1], self._run.device)
+        output: torch.Tensor = self._family.predict(batch, Draws(self._config.seed))
+        return output
 
     def _facts(self, name: str, step: int) -> RunFacts:
         config, dataset = self._config, self._data.dataset
@@ -137,18 +122,18 @@ class Finish:
             modelspec_architecture=self._family.modelspec_architecture,
             rank=config.lora_rank,
             alpha=config.alpha,
-            base_model=self._source.title,
+            base_model=self._run.source.title,
             base_model_hash=self._base_hash(),
             network_dropout=config.lora_dropout,
             steps=step,
-            max_steps=self._max_steps,
+            max_steps=self._run.max_steps,
             epochs=epochs,
-            num_epochs=-(-self._max_steps // self._plan.steps_per_epoch),
+            num_epochs=-(-self._run.max_steps // self._plan.steps_per_epoch),
             learning_rate=config.learning_rate,
             text_encoder_learning_rate=config.text_encoder_learning_rate,
             optimizer=config.optimizer,
             lr_scheduler=config.lr_scheduler,
-            lr_warmup_steps=resolve_warmup(config.warmup_steps, self._max_steps),
+            lr_warmup_steps=resolve_warmup(config.warmup_steps, self._run.max_steps),
             batch_size=config.micro_batch,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             gradient_checkpointing=config.gradient_checkpointing is True,
@@ -167,7 +152,7 @@ class Finish:
             tag_frequency=tags,
             trigger_word=config.trigger_word or "",
             description=config.description,
-            started_at=self._started_at,
+            started_at=self._run.started_at,
             finished_at=time.time(),
             clip_skip=None if config.clip_skip == 1 else config.clip_skip,
         )
@@ -176,6 +161,6 @@ class Finish:
         """The first ten digits of the base file's sha256, as the WebUI shows it; of a folder, of its fingerprint."""
         from lora_scripts.models.hashes import file_sha256
 
-        if self._source.path.is_file():
-            return file_sha256(self._source.path)[:10]
-        return hashlib.sha256(self._source.fingerprint.encode()).hexdigest()[:10]
+        if self._run.source.path.is_file():
+            return file_sha256(self._run.source.path)[:10]
+        return hashlib.sha256(self._run.source.fingerprint.encode()).hexdigest()[:10]

@@ -1,4 +1,4 @@
-"""config -> dataset -> model family -> adapter -> training loop -> export: the whole run, readable in a minute."""
+"""config -> data -> model family -> adapter -> training loop -> export: the whole run, readable in a minute."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.config import RunConfig, Size
+from lora_scripts.config import RunConfig
 from lora_scripts.training.events import Events, RunStart
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_scripts.adapters.lora import Adapter
     from lora_scripts.choosing.rule import Choice
-    from lora_scripts.data.dataset import Dataset
-    from lora_scripts.data.encoded import EncodedDataset
-    from lora_scripts.families.protocol import ModelFamily
-    from lora_scripts.hard_pictures import HardPicture
-    from lora_scripts.models.source import BaseModel
+    from lora_scripts.data.training_data import Listing
+    from lora_scripts.hard_examples import HardExample
     from lora_scripts.planning.fit_memory import FittedRun
     from lora_scripts.preflight.findings import Report
+    from lora_scripts.tasks.protocol import Run, Task
 
 __all__ = ["Outcome", "list_targets", "run"]
 
@@ -33,22 +30,23 @@ class Outcome:
 
     Attributes:
         complete: false when it was stopped early; then there are no files but the newest checkpoint's.
-        files: the finished file first, then its card.
+        dataset: what trained.
+        files: the finished LoRA first, then what belongs to it.
         proofs: what was compared after writing, one line each.
         advice: one line each.
         choice: the step whose weights the finished file holds, and why.
         check: what was found before the run.
-        hard_pictures: those that were fitted worst, worst first.
+        hard_examples: those that were fitted worst, worst first.
     """
 
     complete: bool
-    dataset: Dataset
+    dataset: Listing
     files: Sequence[Path] = ()
     proofs: Sequence[str] = ()
     advice: Sequence[str] = ()
     choice: Choice | None = None
     check: Report | None = None
-    hard_pictures: Sequence[HardPicture] = ()
+    hard_examples: Sequence[HardExample] = ()
 
 
 def run(
@@ -66,23 +64,15 @@ def run(
     from lora_scripts.advice import advise
     from lora_scripts.attaching import attach_adapter
     from lora_scripts.choosing.chooser import Chooser
-    from lora_scripts.choosing.clip import find_clip
-    from lora_scripts.data.cache import EncodingCache, cache_folder
-    from lora_scripts.data.captions import CaptionSettings
-    from lora_scripts.data.dataset import open_dataset, require_folder
-    from lora_scripts.data.encoded import encode_all
     from lora_scripts.data.sampler import StepPlan
-    from lora_scripts.data.split import split
     from lora_scripts.devices import choose_device, choose_dtype
-    from lora_scripts.families import family_class
-    from lora_scripts.finish import Finish
-    from lora_scripts.hard_pictures import hard_pictures, named
+    from lora_scripts.families import family_class, num_parameters
+    from lora_scripts.hard_examples import hard_examples, named
     from lora_scripts.judging import make_judge
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.planning.fit_memory import fit_memory
-    from lora_scripts.preflight.before_run import check_before_run
-    from lora_scripts.preflight.model_step import LoadedModel
-    from lora_scripts.previews import Previews, preview_requests
+    from lora_scripts.tasks import task_of
+    from lora_scripts.tasks.protocol import Run
     from lora_scripts.training.chosen import Chosen
     from lora_scripts.training.loop import Pauses, train
     from lora_scripts.training.optimizers import OptimizerSettings, ParameterGroup, make_optimizer
@@ -91,87 +81,48 @@ def run(
     started_at = time.time()
 
     # The frozen model.
-    require_folder(config)
-    clip = find_clip(config)  # judges the pictures when all is done; a wrong name is told now
-    source = resolve_base_model(config.base_model, allow_download=config.allow_download)
+    task = task_of(config)
+    source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
     device = choose_device(config.device)
     began = Chosen.read(config.output_dir)
     dtype = choose_dtype(config, device, source, began)
     events.note(f"Base model {source.title} ({source.family}): reading its weights.")
     family = family_class(source.family).load(source, config, device, dtype)
-    resolution = config.resolution or (family.default_resolution, family.default_resolution)
 
-    # Pictures and captions: checked, then each encoded once.
+    # The data: checked, each example encoded once, and a few held out to see whether what is learnt goes beyond the others.
     def progress(what: str, done: int, total: int) -> None:
         events.progress(what, done, total)
         if should_stop():
             raise KeyboardInterrupt  # nothing is trained yet; what is encoded stays in the cache
 
-    dataset = open_dataset(config, resolution)
-    for line in dataset.notes:  # a row that fits no picture may be the reason for what the check finds
-        events.note(line)
-    cache = EncodingCache(cache_folder(config))
-    model = LoadedModel(family, device)
-    check = check_before_run(config, dataset, resolution, cache, model, events, progress, force)
-    captions = CaptionSettings.of(config)
-    data = encode_all(
-        dataset,
-        family.encoders(),
-        captions,
-        cache,
-        flip=config.flip,
-        num_workers=4 if config.num_workers == "auto" else config.num_workers,
-        progress=progress,
-    )
-    for line in [*data.dataset.notes[len(dataset.notes) :], *data.dataset.summary()]:
-        events.note(line)
-    dataset = data.dataset
-    family.release_encoders()
-
-    # A few pictures are held out, to see whether what is learnt goes beyond the others.
-    every_picture = dataset
-    parts = split(data, config.validation_pictures)
-    data, dataset = parts.train, parts.train.dataset
+    prepared = task.prepare(family, device, events, progress, force)
+    parts, data = prepared.parts, prepared.parts.train
     events.note(parts.note)
 
     # The trainable layers, how a step is cut so that it fits into memory, and the order in which examples come.
     adapter = attach_adapter(family, config, events)
-    fitted = fit_memory(config, family, adapter, data, device, began, check.fitted)
+    fitted = fit_memory(config, family, adapter, data, device, began, prepared.check.fitted)
     config = fitted.config
     if fitted.summary:
         events.note(f"Memory: {fitted.summary}.", "info" if fitted.fits else "warning")
-    plan = StepPlan(
-        [example.name for example in dataset.examples],
-        [example.fit.bucket for example in dataset.examples],
-        [example.repeats for example in dataset.examples],
-        config.step_size,
-        config.seed,
-    )
+    plan = StepPlan.of(data.examples, config.step_size, config.seed)
     max_steps = config.max_steps or (config.epochs or 10) * plan.steps_per_epoch
     groups = [ParameterGroup(name, parameters, _rate(config, name)) for name, parameters in adapter.groups().items()]
     optimizer = make_optimizer(config.optimizer, groups, OptimizerSettings(weight_decay=config.weight_decay))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    advice = advise(config, dataset, max_steps, plan.uses_per_epoch, _num_parameters(family))
+    advice = advise(config, len(data.examples), max_steps, plan.uses_per_epoch, num_parameters(family))
     for line in advice:
         events.note(line)
 
     # Where an earlier run in the same folder left off.
-    finish = Finish(config, source, family, adapter, data, plan, resolution, max_steps, started_at)
-    run_state = Resumable(config, source, every_picture, adapter, optimizer, scaler, max_steps, dtype, finish)
+    this = Run(config, source, family, adapter, optimizer, prepared, plan, max_steps, started_at, device, events)
+    previews = task.previews(this)
+    finishing = task.finishing(this, previews)
+    run_state = Resumable(config, source, prepared.listing, adapter, optimizer, scaler, max_steps, dtype, finishing)
     state = run_state.restore(events)
-    previews = Previews(
-        family,
-        adapter,
-        preview_requests(config, dataset, resolution, device, _num_parameters(family)),
-        optimizer,
-        events,
-    )
-    events.started(_start(fitted, source, adapter, data, resolution, max_steps, state.step, device, dtype))
-    judge, validate_every = make_judge(
-        config, family, adapter, optimizer, parts, plan, max_steps, state, device, events
-    )
-    examples_trained = max_steps * plan.uses_per_epoch / plan.steps_per_epoch
-    chooser = Chooser(config, clip, parts, examples_trained, run_state, previews, resolution, device, events)
+    events.started(_start(task, this, fitted, state.step, dtype))
+    judge, validate_every = make_judge(this, state)
+    chooser = Chooser(config, task.comparison(this, run_state, previews), run_state, previews, events)
     if state.step == 0:
         previews.render(0)
         if judge is not None:
@@ -190,18 +141,18 @@ def run(
     complete = train(family, adapter, optimizer, data, plan, config, max_steps, state, pauses, events, device, scaler)
     if not complete:
         events.note(f"Stopped after step {state.step}. Run the same command again to go on from there.", "warning")
-        return Outcome(False, dataset, advice=advice, check=check)
+        return Outcome(False, data.dataset, advice=advice, check=prepared.check)
 
     # The best saved step becomes the finished file: written, read back and compared.
     for line in judge.summary() if judge is not None else ():
         events.note(line)
     choice = chooser.put_best_back(state)
-    hard = hard_pictures(state.picture_losses, dataset.examples, chooser.caption_hits)
-    if told := named(hard):
+    hard = hard_examples(state.picture_losses, data.examples, chooser.caption_hits, config.words)
+    if told := named(hard, config.words):
         events.note("\n".join(told))
-    files = finish.export(choice.step, optimizer, previews, device, events)
+    files = finishing.export(choice.step)
     events.finished(files)
-    return Outcome(True, dataset, files, finish.proofs, advice, choice, check, hard)
+    return Outcome(True, data.dataset, files, finishing.proofs, advice, choice, prepared.check, hard)
 
 
 def list_targets(base_model: str) -> list[str]:
@@ -227,40 +178,25 @@ def _rate(config: RunConfig, component: str) -> float:
     return own if component.startswith("text_encoder") and own is not None else config.learning_rate
 
 
-def _num_parameters(family: ModelFamily) -> int:
-    return sum(p.numel() for module in family.components.values() for p in module.parameters())
-
-
-def _start(
-    fitted: FittedRun,
-    source: BaseModel,
-    adapter: Adapter,
-    data: EncodedDataset,
-    resolution: Size,
-    max_steps: int,
-    first_step: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> RunStart:
+def _start(task: Task, run: Run, fitted: FittedRun, first_step: int, dtype: torch.dtype) -> RunStart:
     from lora_scripts.devices import describe_device
 
-    examples = data.dataset.examples
-    buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in data.dataset.bucket_counts.items())
-    config = fitted.config
-    settings: dict[str, Any] = config.model_dump(mode="json")
-    settings |= {"resolution": f"{resolution[0]}x{resolution[1]}", "lora_alpha": config.alpha, "max_steps": max_steps}
+    config, adapter = run.config, run.adapter
+    settings: dict[str, Any] = config.model_dump(mode="json") | task.settings()
+    settings |= {"lora_alpha": config.alpha, "max_steps": run.max_steps}
     if fitted.summary:
         settings["memory"] = fitted.summary
     facts = [
-        ("base model", f"{source.title} ({source.family})"),
-        ("device", f"{describe_device(device)}, {str(dtype).removeprefix('torch.')}"),
-        ("pictures", f"{len(examples)} ({buckets})"),
+        ("base model", f"{run.source.title} ({run.source.family})"),
+        ("device", f"{describe_device(run.device)}, {str(dtype).removeprefix('torch.')}"),
+        *task.facts(),
         (
             "LoRA",
             f"rank {config.lora_rank}, alpha {config.alpha:g}, {adapter.num_layers} layers, {adapter.num_parameters:,} weights",
         ),
-        ("steps", f"{max_steps} of batch {config.batch_size} x {config.gradient_accumulation_steps}"),
+        ("steps", f"{run.max_steps} of batch {config.batch_size} x {config.gradient_accumulation_steps}"),
         ("optimizer", f"{config.optimizer}, rate {config.learning_rate:g}, {config.lr_scheduler}"),
         ("output", str(config.output_dir)),
     ]
-    return RunStart(settings, facts, [(example.name, example.caption) for example in examples], first_step, max_steps)
+    captions = [(example.name, example.caption) for example in run.prepared.parts.train.examples]
+    return RunStart(settings, facts, captions, first_step, run.max_steps)

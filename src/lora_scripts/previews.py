@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.adapters.lora import Adapter
     from lora_scripts.data.dataset import Dataset
-    from lora_scripts.families.protocol import ModelFamily
+    from lora_scripts.families.protocol import PictureFamily
 
 __all__ = ["Previews", "preview_request", "preview_requests"]
 
@@ -59,7 +59,7 @@ class Previews:
 
     def __init__(
         self,
-        family: ModelFamily,
+        family: PictureFamily,
         adapter: Adapter,
         requests: Sequence[SampleRequest],
         optimizer: Optimizer,

@@ -68,7 +68,7 @@ def test_stopped_and_resumed_run_makes_the_same_choice(previewed: Settings, tmp_
     Image.new("RGB", (32, 32), "red").save(samples / "step-000002-2.png")
     resumed = train(values)
     assert resumed.choice == whole.choice
-    assert resumed.hard_pictures == whole.hard_pictures
+    assert resumed.hard_examples == whole.hard_examples
     kept = [load_checkpoint(tmp_path / name / "run" / "checkpoint-6") for name in ("a", "b")]
     losses = [each.loop["picture_losses"] for each in kept if each is not None]
     assert losses[0] == losses[1]
@@ -157,8 +157,8 @@ def test_two_pictures_that_do_not_belong_are_named_as_worst_fitted(tmp_path: Pat
     }
     seen = Seen()
     outcome = train(values, seen)
-    assert {each.example.name for each in outcome.hard_pictures if each.outlying} == {"04.png", "10.png"}
-    assert {each.example.name for each in outcome.hard_pictures[:2]} == {"04.png", "10.png"}
+    assert {each.example.name for each in outcome.hard_examples if each.outlying} == {"04.png", "10.png"}
+    assert {each.example.name for each in outcome.hard_examples[:2]} == {"04.png", "10.png"}
     (told,) = [note for note in seen.notes if note.startswith("Pictures that the model could not fit")]
     assert "04.png" in told
     page = (tmp_path / "run" / "report.html").read_text("utf-8")

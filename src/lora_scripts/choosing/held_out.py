@@ -17,8 +17,10 @@ LEARNT_SHARE = 0.1
 has fallen to a third, a few per cent more or less of the rest cannot be seen in pictures."""
 
 
-def held_out_measure(validations: Sequence[Validation], saved: Collection[int], last: int) -> Measure | None:
-    """The measure, where the last step and an earlier saved one were measured on enough pictures to know the noise."""
+def held_out_measure(
+    validations: Sequence[Validation], saved: Collection[int], last: int, examples: str = "pictures"
+) -> Measure | None:
+    """The measure, where the last step and an earlier saved one were measured on enough examples to know the noise."""
     measured = {each.step: each for each in validations if each.step in saved}
     if last not in measured or len(measured) < 2 or len(measured[last].held_out) < FEWEST:
         return None
@@ -30,5 +32,5 @@ def held_out_measure(validations: Sequence[Validation], saved: Collection[int], 
         {step: [-loss for loss in each.held_out] for step, each in measured.items()},
         notable=max(SMALLEST_GAIN * final.loss, LEARNT_SHARE * learnt),
         shown={step: [("held-out loss", f"{each.loss:.4f}")] for step, each in measured.items()},
-        about=f"Held-out loss: on {len(final.held_out)} pictures that were not trained.",
+        about=f"Held-out loss: on {len(final.held_out)} {examples} that were not trained.",
     )

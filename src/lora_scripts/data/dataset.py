@@ -42,6 +42,16 @@ class Example:
     repeats: int
     digest: str
 
+    @property
+    def shape(self) -> Size:
+        """Width and height of its bucket in pixels."""
+        return self.fit.bucket
+
+    @property
+    def cost(self) -> int:
+        """Pixels."""
+        return self.fit.bucket[0] * self.fit.bucket[1]
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -76,6 +86,12 @@ class Dataset:
     @property
     def bucket_counts(self) -> dict[Size, int]:
         return dict(sorted(Counter(example.fit.bucket for example in self.examples).items()))
+
+    def identity(self) -> dict[str, str]:
+        """Name -> content, shape and caption of every picture."""
+        return {
+            each.name: f"{each.digest[:16]} {each.shape[0]}x{each.shape[1]} {each.caption!r}" for each in self.examples
+        }
 
     def without(self, failures: Sequence[LeftOut]) -> Dataset:
         """The data set less the pictures that turned out to be unreadable."""

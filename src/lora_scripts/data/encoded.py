@@ -59,6 +59,28 @@ class EncodedDataset:
     images: Mapping[tuple[int, bool], Mapping[str, Tensor]]
     texts: Mapping[str, Mapping[str, Tensor]]
 
+    @property
+    def examples(self) -> Sequence[Example]:
+        return self.dataset.examples
+
+    def part(self, indices: Sequence[int]) -> EncodedDataset:
+        """Some of the examples, in the order given."""
+        images = {
+            (new, mirrored): self.images[old, mirrored]
+            for new, old in enumerate(indices)
+            for mirrored in (False, True)
+            if (old, mirrored) in self.images
+        }
+        dataset = replace(self.dataset, examples=[self.dataset.examples[i] for i in indices])
+        return replace(self, dataset=dataset, images=images)
+
+    def as_written(self) -> EncodedDataset:
+        """The same without mirroring, and with one fixed text per picture."""
+        settings = replace(self.captions, dropout=0.0, variants=1 if self.captions.variants else None)
+        if self.captions.shuffle and settings.variants is None:
+            settings = replace(settings, shuffle=False)  # not encoded ahead, so the text as written can be used
+        return replace(self, flip=False, captions=settings)
+
     def batch(self, samples: Sequence[Sample], device: torch.device) -> Batch:
         """The examples of one micro-batch, stacked on the device."""
         import torch

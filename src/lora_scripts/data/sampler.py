@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING, Self
 
 from lora_scripts.config import Size
 from lora_scripts.data.captions import fraction
+
+if TYPE_CHECKING:
+    from lora_scripts.data.training_data import TrainingExample
 
 __all__ = ["Sample", "StepPlan"]
 
@@ -43,6 +47,17 @@ class StepPlan:
         self._step_size, self._seed = step_size, seed
         self.uses_per_epoch = sum(repeats)
         self.steps_per_epoch = len(self.epoch(0))
+
+    @classmethod
+    def of(cls, examples: Sequence[TrainingExample], step_size: int, seed: int) -> Self:
+        """The plan for a data set."""
+        return cls(
+            [each.name for each in examples],
+            [each.shape for each in examples],
+            [each.repeats for each in examples],
+            step_size,
+            seed,
+        )
 
     @lru_cache(maxsize=2)  # noqa: B019  one plan lives as long as the run
     def epoch(self, number: int) -> list[list[Sample]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from lora_scripts.data.encoded import EncodedDataset
+from lora_scripts.data.training_data import TrainingData
 from lora_scripts.errors import DataError
 
 __all__ = ["Split", "num_held_out", "split"]
@@ -25,8 +25,8 @@ class Split:
         reference: as many training pictures as are held out, to compare with; positions in `train`.
     """
 
-    train: EncodedDataset
-    held_out: EncodedDataset | None
+    train: TrainingData
+    held_out: TrainingData | None
     reference: Sequence[int]
     note: str
 
@@ -47,13 +47,13 @@ def num_held_out(wanted: int | Literal["auto"], num_pictures: int) -> int:
     return wanted
 
 
-def split(data: EncodedDataset, wanted: int | Literal["auto"]) -> Split:
+def split(data: TrainingData, wanted: int | Literal["auto"]) -> Split:
     """The data set in two parts, each in its old order.
 
     Every picture has a fixed rank that follows from its content; the first ones are held out. So a picture that is added
     changes at most a few places, and renaming none. Copies of a picture are held out together or not at all.
     """
-    examples = data.dataset.examples
+    examples = data.examples
     number = num_held_out(wanted, len(examples))
     if not number:
         why = f"fewer than {FEWEST_PICTURES} pictures" if wanted == "auto" else "validation_pictures is 0"
@@ -67,8 +67,8 @@ def split(data: EncodedDataset, wanted: int | Literal["auto"]) -> Split:
     by_rank = sorted(range(len(training)), key=lambda place: _rank(examples[training[place]].digest))
     names = ", ".join(examples[i].name for i in held_out)
     return Split(
-        _part(data, training),
-        _part(data, held_out),
+        data.part(training),
+        data.part(held_out),
         by_rank[: len(held_out)],
         f"{len(held_out)} pictures are held out to measure the validation loss, {len(training)} train: {names}.",
     )
@@ -76,14 +76,3 @@ def split(data: EncodedDataset, wanted: int | Literal["auto"]) -> Split:
 
 def _rank(digest: str) -> str:
     return hashlib.sha256(f"validation {digest}".encode()).hexdigest()
-
-
-def _part(data: EncodedDataset, indices: Sequence[int]) -> EncodedDataset:
-    images = {
-        (new, mirrored): data.images[old, mirrored]
-        for new, old in enumerate(indices)
-        for mirrored in (False, True)
-        if (old, mirrored) in data.images
-    }
-    dataset = replace(data.dataset, examples=[data.dataset.examples[i] for i in indices])
-    return replace(data, dataset=dataset, images=images)

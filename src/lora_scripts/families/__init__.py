@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_scripts.families.protocol import ModelFamily
 
-__all__ = ["FAMILIES", "family_class"]
+__all__ = ["FAMILIES", "family_class", "num_parameters"]
 
 FAMILIES = {
     "sd15": "lora_scripts.families.sd15:StableDiffusion15",
+    "causal_lm": "lora_scripts.families.causal_lm:CausalLanguageModel",
 }
 
 
-def family_class(name: str) -> type[ModelFamily]:
+def family_class(name: str) -> type[Any]:
     """The class behind a family's name, imported on demand because it brings torch and diffusers with it.
 
     Raises:
         KeyError: no such family.
     """
     module, _, attribute = FAMILIES[name].partition(":")
-    family: type[ModelFamily] = getattr(import_module(module), attribute)
+    family: type[Any] = getattr(import_module(module), attribute)
     return family
+
+
+def num_parameters(family: ModelFamily) -> int:
+    """All weights of the components that can be adapted."""
+    return sum(p.numel() for module in family.components.values() for p in module.parameters())

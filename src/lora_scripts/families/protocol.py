@@ -1,6 +1,6 @@
 """What a model family offers to the rest of the program, and the small types that pass between them.
 
-A family is one file: how its weights are loaded, what of an example can be encoded ahead, its loss and its previews.
+A family is one file: how its weights are loaded, its loss, and what it makes of a prompt.
 The training loop, the cache, the exporters and the commands know this protocol and nothing about any family.
 
 Legend for shapes: B batch, C channels, h w latent height and width, L tokens, D width.
@@ -9,8 +9,8 @@ Legend for shapes: B batch, C channels, h w latent height and width, L tokens, D
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lora_scripts.config import RunConfig
+    from lora_scripts.dialogues.answers import Answer, AnswerRequest
     from lora_scripts.models.source import BaseModel
     from lora_scripts.training.draws import Draws
 
-__all__ = ["Batch", "Encoder", "Loss", "ModelFamily", "SampleRequest"]
+__all__ = ["Batch", "Encoder", "LanguageFamily", "Loss", "ModelFamily", "PictureFamily", "SampleRequest"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Batch:
             optimizer step are spread evenly; None for independent draws.
         levels: B prescribed noise levels, each a share 0..1 of the trained range, for measurements; the noise is then
             plain. None in training.
+        filled: for a tensor whose rows differ in length, how much of each row is filled, from the front.
     """
 
     tensors: Mapping[str, Tensor]
@@ -65,6 +67,7 @@ class Batch:
     keys: Sequence[str]
     strata: Sequence[tuple[float, float]] | None = None
     levels: Sequence[float] | None = None
+    filled: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def at_levels(self, levels: Sequence[float]) -> Batch:
         """The same examples at prescribed noise levels."""
@@ -110,52 +113,32 @@ class SampleRequest:
 
 
 class ModelFamily(Protocol):
-    """One architecture: `families/sd15.py` is the example to read.
+    """One architecture, as the loop and everything around it know it.
 
     Attributes:
         name: "sd15"; found from the weights.
-        default_resolution: pixels, the side of the square the family was trained at.
+        task: the `task_type` that trains it.
         default_targets: component -> endings of the names of the layers that get an adapter.
-        export_prefixes: component -> key prefix in a kohya file.
-        base_model_version: `ss_base_model_version` in a file's header, which the WebUI sorts by.
-        modelspec_architecture: `modelspec.architecture` in a file's header.
         components: the modules that adapters can be attached to: {"unet": ..., "text_encoder": ...}.
-        max_caption_tokens: tokens that the text encoder reads of a caption, start and end marks left out.
+        num_levels: most noise levels at which an example can be measured; 1 where the loss draws nothing.
     """
 
     name: ClassVar[str]
-    default_targets: ClassVar[Mapping[str, Sequence[str]]]
-    export_prefixes: ClassVar[Mapping[str, str]]
-    modelspec_architecture: ClassVar[str]
+    task: ClassVar[str]
+    num_levels: ClassVar[int]
 
     @property
-    def base_model_version(self) -> str: ...
-    @property
-    def default_resolution(self) -> int: ...
+    def default_targets(self) -> Mapping[str, Sequence[str]]: ...
     @property
     def components(self) -> Mapping[str, nn.Module]: ...
-    @property
-    def max_caption_tokens(self) -> int: ...
 
     @classmethod
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
         """The frozen model, in evaluation mode, no parameter asking for a gradient."""
         ...
 
-    def encoders(self) -> Sequence[Encoder]:
-        """The stages whose outputs can be computed once and cached; what is trained is not among them."""
-        ...
-
-    def release_encoders(self) -> None:
-        """Moves what only `encoders` and `sample` need off the training device."""
-        ...
-
     def set_checkpointing(self, on: bool) -> None:
         """Whether the backward pass computes activations again rather than keeping them; off after `load`."""
-        ...
-
-    def cut_caption(self, caption: str) -> str:
-        """The part of a caption that the text encoder reads: all of it, or its beginning."""
         ...
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
@@ -166,6 +149,61 @@ class ModelFamily(Protocol):
         """[B,...] the model's answer for a batch; what the finished file's effect is compared by."""
         ...
 
+
+class PictureFamily(ModelFamily, Protocol):
+    """A denoiser: `families/sd15.py` is the example to read.
+
+    Attributes:
+        default_resolution: pixels, the side of the square the family was trained at.
+        export_prefixes: component -> key prefix in a kohya file.
+        base_model_version: `ss_base_model_version` in a file's header, which the WebUI sorts by.
+        modelspec_architecture: `modelspec.architecture` in a file's header.
+        max_caption_tokens: tokens that the text encoder reads of a caption, start and end marks left out.
+    """
+
+    export_prefixes: ClassVar[Mapping[str, str]]
+    modelspec_architecture: ClassVar[str]
+
+    @property
+    def base_model_version(self) -> str: ...
+    @property
+    def default_resolution(self) -> int: ...
+    @property
+    def max_caption_tokens(self) -> int: ...
+
+    def encoders(self) -> Sequence[Encoder]:
+        """The stages whose outputs can be computed once and cached; what is trained is not among them."""
+        ...
+
+    def release_encoders(self) -> None:
+        """Moves what only `encoders` and `sample` need off the training device."""
+        ...
+
+    def cut_caption(self, caption: str) -> str:
+        """The part of a caption that the text encoder reads: all of it, or its beginning."""
+        ...
+
     def sample(self, requests: Sequence[SampleRequest]) -> list[Image]:
         """Rendered pictures, the same for the same request whatever else is in the list."""
+        ...
+
+
+class LanguageFamily(ModelFamily, Protocol):
+    """A model that goes on with a text: `families/causal_lm.py`.
+
+    Attributes:
+        tokenizer: the model's own, of transformers.
+        most_tokens: the longest text that the model was made for.
+        packs: whether the texts of a batch go through it one behind the other, without padding.
+    """
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def most_tokens(self) -> int: ...
+    @property
+    def packs(self) -> bool: ...
+
+    def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
+        """The model's answers, the same for the same request whatever else is in the list."""
         ...

@@ -38,6 +38,8 @@ class StableDiffusion15:
     """Frozen Stable Diffusion 1.x parts and their training objective."""
 
     name: ClassVar[str] = "sd15"
+    task: ClassVar[str] = "text-to-image"
+    num_levels: ClassVar[int] = 16
     default_targets: ClassVar[Mapping[str, Sequence[str]]] = {
         "unet": (
             "attn1.to_q",

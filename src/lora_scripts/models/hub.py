@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,34 @@ from lora_scripts.models.hashes import file_sha256
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["cached_file", "cached_snapshot", "download_snapshot", "pick_weights"]
+__all__ = ["DIFFUSERS", "TRANSFORMERS", "Layout", "cached_file", "cached_snapshot", "download_snapshot", "pick_weights"]
 
-_PARTS = ("unet", "vae", "text_encoder")
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model's folder is built.
+
+    Attributes:
+        title: whose layout it is.
+        marker: the file that tells it.
+        parts: folders with weights; "" for the model's own folder.
+        small: folders whose small files are needed.
+    """
+
+    title: str
+    marker: str
+    parts: tuple[str, ...]
+    small: tuple[str, ...]
+    endings: tuple[str, ...] = (".json", ".txt")
+
+
+DIFFUSERS = Layout(
+    "diffusers",
+    "model_index.json",
+    ("unet", "vae", "text_encoder"),
+    ("unet", "vae", "text_encoder", "scheduler", "tokenizer"),
+)
+TRANSFORMERS = Layout("transformers", "config.json", ("",), ("",), (".json", ".txt", ".model", ".jinja"))
 
 
 def cached_file(repo_id: str, filename: str) -> Path | None:
@@ -29,9 +55,9 @@ def cached_file(repo_id: str, filename: str) -> Path | None:
     return Path(found) if isinstance(found, str) and Path(found).is_file() else None
 
 
-def cached_snapshot(repo_id: str) -> Path | None:
-    """The folder of a diffusers model in the local hub cache, or None; never touches the network."""
-    index = cached_file(repo_id, "model_index.json")
+def cached_snapshot(repo_id: str, layout: Layout = DIFFUSERS) -> Path | None:
+    """The folder of a model in the local hub cache, or None; never touches the network."""
+    index = cached_file(repo_id, layout.marker)
     return index.parent if index else None
 
 
@@ -50,8 +76,8 @@ def pick_weights(filenames: Iterable[str]) -> list[str]:
     return []
 
 
-def download_snapshot(repo_id: str, check: Callable[[Path], object]) -> Path:
-    """Fetches what training needs of a diffusers model into the hub cache and returns its folder.
+def download_snapshot(repo_id: str, check: Callable[[Path], object], layout: Layout = DIFFUSERS) -> Path:
+    """Fetches what training needs of a model into the hub cache and returns its folder.
 
     A broken download goes on where it stopped. Every weights file is compared with the SHA-256 that the hub lists.
 
@@ -61,7 +87,7 @@ def download_snapshot(repo_id: str, check: Callable[[Path], object]) -> Path:
         ModelError: no access, no such model, hub overloaded or broken, no network, or a file arrived damaged.
     """
     try:
-        return _download(repo_id, check)
+        return _download(repo_id, check, layout)
     except ModelError:
         raise
     except Exception as error:  # httpx's, huggingface_hub's and the system's exceptions have no common base
@@ -69,14 +95,14 @@ def download_snapshot(repo_id: str, check: Callable[[Path], object]) -> Path:
         raise ModelError(f"base_model {repo_id}: {_reason(error)}") from None
 
 
-def _download(repo_id: str, check: Callable[[Path], object]) -> Path:
+def _download(repo_id: str, check: Callable[[Path], object], layout: Layout) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     info = HfApi().model_info(repo_id, files_metadata=True)
     sha256 = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or []}
-    if "model_index.json" not in sha256:
+    if layout.marker not in sha256:
         raise ModelError(
-            f"base_model {repo_id}: the hub has it, but not in the diffusers layout (no model_index.json). "
+            f"base_model {repo_id}: the hub has it, but not in the {layout.title} layout (no {layout.marker}). "
             "Download its .safetensors file and give its path."
         )
 
@@ -91,35 +117,30 @@ def _download(repo_id: str, check: Callable[[Path], object]) -> Path:
             )
         return path
 
-    folder = fetch("model_index.json").parent
+    folder = fetch(layout.marker).parent
     for filename in sha256:
-        part, _, rest = filename.partition("/")
-        if (
-            part in (*_PARTS, "scheduler", "tokenizer")
-            and "/" not in rest
-            and rest.endswith((".json", ".txt"))
-            and ".index" not in rest
-        ):
+        part, _, rest = filename.rpartition("/")
+        if part in layout.small and rest.endswith(layout.endings) and ".index" not in rest:
             fetch(filename)
     check(folder)
-    for part in _PARTS:
-        inside = [name.removeprefix(part + "/") for name in sha256 if name.startswith(part + "/")]
+    for part in layout.parts:
+        inside = {name.rpartition("/")[2]: name for name in sha256 if name.rpartition("/")[0] == part}
         picked = pick_weights(inside)
         if not picked:
             raise ModelError(
-                f"base_model {repo_id}: the hub has no .safetensors file for its {part}; pickles are never loaded. "
-                "Choose a version of the model that has them."
+                f"base_model {repo_id}: the hub has no .safetensors file for its {part or 'weights'}; pickles are never "
+                "loaded. Choose a version of the model that has them."
             )
-        path = fetch(f"{part}/{picked[0]}")
+        path = fetch(inside[picked[0]])
         if path.suffix == ".json":
             from lora_scripts.models.recognise import shard_names
 
             for shard in shard_names(path, repo_id):
-                if f"{part}/{shard}" not in sha256:
+                if shard not in inside:
                     raise ModelError(
                         f"base_model {repo_id}: the hub lacks {part}/{shard}. Choose another version of the model."
                     )
-                fetch(f"{part}/{shard}")
+                fetch(inside[shard])
     return folder
 
 

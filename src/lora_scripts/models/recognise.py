@@ -39,7 +39,9 @@ _SDXL = Recognised("sdxl", "an SDXL model")
 _REFINER = Recognised("sdxl_refiner", "an SDXL refiner, which no LoRA is trained on")
 _SD3 = Recognised("sd3", "a Stable Diffusion 3 model")
 _FLUX = Recognised("flux", "a Flux model")
-_LANGUAGE = Recognised("causal_lm", "a language model")
+_LANGUAGE = Recognised(
+    "", "a language model's weights alone", "Give the folder that the file lies in, with config.json and the tokenizer."
+)
 _LORA = Recognised(
     "", "a LoRA file, not a base model", "To go on from it, set init_lora_weights to it and base_model to its base."
 )
@@ -179,9 +181,7 @@ def recognise_folder(folder: Path, name: str) -> Recognised:
     kind = str(config.get("model_type", "unknown"))
     if kind.startswith(("clip", "t5", "umt5")):
         return _TEXT
-    if any(
-        "CausalLM" in str(name) or "ConditionalGeneration" in str(name) for name in config.get("architectures") or []
-    ):
+    if any("CausalLM" in str(name) for name in config.get("architectures") or []):
         return Recognised("causal_lm", f"a language model ({kind})")
     return Recognised("", f"a transformers model of type {kind}")
 

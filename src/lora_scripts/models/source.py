@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_scripts.errors import ModelError
+from lora_scripts.families import family_class
 from lora_scripts.models.file_kinds import looks_like
 from lora_scripts.models.hashes import weights_fingerprint
-from lora_scripts.models.hub import cached_snapshot, download_snapshot, pick_weights
+from lora_scripts.models.hub import DIFFUSERS, TRANSFORMERS, Layout, cached_snapshot, download_snapshot, pick_weights
 from lora_scripts.models.recognise import (
     Recognised,
     read_json,
@@ -38,7 +39,7 @@ class BaseModel:
 
     Attributes:
         name: as the user wrote it.
-        path: the file, or the folder with `model_index.json`.
+        path: the file, or the folder with `model_index.json` or `config.json`.
         family: a key of `lora_scripts.families.FAMILIES`.
         title: short name for metadata and reports.
         fingerprint: 32 hexadecimal digits, another one for other weights or another configuration.
@@ -47,7 +48,7 @@ class BaseModel:
     """
 
     name: str
-    kind: Literal["single_file", "diffusers_folder"]
+    kind: Literal["single_file", "diffusers_folder", "transformers_folder"]
     path: Path
     family: str
     title: str
@@ -56,17 +57,30 @@ class BaseModel:
     zero_terminal_snr: bool = False
 
 
-def resolve_base_model(name: str, *, allow_download: bool = False) -> BaseModel:
-    """The model behind `base_model:`: a file, a diffusers folder, `builtin:NAME`, or a hub id in the local hub cache.
+def resolve_base_model(name: str, *, allow_download: bool = False, task: str | None = None) -> BaseModel:
+    """The model behind `base_model:`: a file, a folder, `builtin:NAME`, or a hub id in the local hub cache.
 
     `builtin:mini-sd.safetensors` is the built-in model as WebUI users have theirs, in one file of the original layout.
 
     Args:
         allow_download: fetch a hub id that is not in the cache; otherwise nothing touches the network.
+        task: the `task_type` that it shall be trained in; None for any.
     Raises:
         ModelError: nothing is there (nearest names are suggested), or it is not a whole model of a trained family.
     """
-    name = name.strip()
+    source = _resolve(name.strip(), allow_download, TRANSFORMERS if task == "text-generation" else DIFFUSERS)
+    if task is not None and (own := family_class(source.family).task) != task:
+        raise ModelError(
+            f"base_model {name}: this is {_TITLES[own]}, which is trained with task_type: {own}; the config says {task}. "
+            "Change one of the two."
+        )
+    return source
+
+
+_TITLES = {"text-to-image": "a model that makes pictures", "text-generation": "a language model"}
+
+
+def _resolve(name: str, allow_download: bool, layout: Layout) -> BaseModel:
     if name.startswith("builtin:"):
         return _open(_builtin(name), name, title=name.removeprefix("builtin:").removesuffix(".safetensors"))
     path = Path(name)
@@ -80,10 +94,10 @@ def resolve_base_model(name: str, *, allow_download: bool = False) -> BaseModel:
     if exists:
         return _open(path, name, title=path.stem if path.is_file() else path.resolve().name)
     if _HUB_ID.fullmatch(name) and path.suffix not in (".safetensors", ".ckpt", ".pt", ".bin", ".gguf"):
-        snapshot = cached_snapshot(name)
-        if allow_download and (snapshot is None or _missing_parts(snapshot)):
-            snapshot = download_snapshot(name, lambda folder: _trained(recognise_folder(folder, name), name))
-        if snapshot is not None and (missing := _missing_parts(snapshot)):
+        snapshot = cached_snapshot(name, layout)
+        if allow_download and (snapshot is None or _missing_parts(snapshot, layout)):
+            snapshot = download_snapshot(name, lambda folder: _trained(recognise_folder(folder, name), name), layout)
+        if snapshot is not None and (missing := _missing_parts(snapshot, layout)):
             raise ModelError(
                 f"base_model {name}: it is in the local hub cache, but its {' and '.join(missing)} never arrived. "
                 "Set allow_download: true to fetch the rest, or give the path of a whole model."
@@ -108,10 +122,10 @@ def _builtin(name: str) -> Path:
     return builtin_single_file(builtin_path(name.removesuffix(".safetensors")))
 
 
-def _missing_parts(snapshot: Path) -> list[str]:
+def _missing_parts(snapshot: Path, layout: Layout) -> list[str]:
     """Which parts a download that was broken off left empty; pickles count as there, they are refused later by name."""
-    parts = [snapshot / part for part in ("unet", "vae", "text_encoder")]
-    return [part.name for part in parts if not any(part.glob("*.safetensors")) and not any(part.glob("*.bin"))]
+    parts = [part for part in layout.parts if not any((snapshot / part).glob("*.safetensors"))]
+    return [part or "weights" for part in parts if not any((snapshot / part).glob("*.bin"))]
 
 
 def _suggest(path: Path) -> str:
@@ -162,6 +176,11 @@ def _open_folder(folder: Path, name: str, title: str) -> BaseModel:
     if not (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
         raise ModelError(f"base_model {name}: {_not_a_model(folder)}")
     family = _trained(recognise_folder(folder, name), name)
+    if not (folder / "model_index.json").is_file():
+        headers = component_weights(folder, name)
+        return BaseModel(
+            name, "transformers_folder", folder, family, title, weights_fingerprint(headers, _small_files(folder))
+        )
     headers = [header for part in ("unet", "vae", "text_encoder") for header in component_weights(folder / part, name)]
     texts = [text for part in sorted(folder.iterdir()) if part.is_dir() for text in _small_files(part)]
     scheduler: Mapping[str, Any] = {}
@@ -181,7 +200,7 @@ def _open_folder(folder: Path, name: str, title: str) -> BaseModel:
 
 def _small_files(folder: Path) -> list[bytes]:
     """Configurations and vocabularies, which decide about the outputs as much as weights do; empty without the folder."""
-    return [file.read_bytes() for file in sorted(folder.glob("*")) if file.suffix in (".json", ".txt")]
+    return [file.read_bytes() for file in sorted(folder.glob("*")) if file.suffix in (".json", ".txt", ".jinja")]
 
 
 def _trained(found: Recognised, name: str) -> str:

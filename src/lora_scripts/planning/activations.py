@@ -56,7 +56,8 @@ def _traced(
         for name, value in example.tensors.items()
     }
     keys = [f"{example.keys[0]}/{i}" for i in range(num_examples)]
-    batch = Batch(tensors, list(example.captions) * num_examples, keys)
+    filled = {name: list(rows) * num_examples for name, rows in example.filled.items()}
+    batch = Batch(tensors, list(example.captions) * num_examples, keys, filled=filled)
     # The gradients are asked for rather than left in the parameters, which are real and must not be given fake ones.
     live = LiveBytes()
     with mode, live:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_scripts.adapters.lora import Adapter
-    from lora_scripts.data.encoded import EncodedDataset
+    from lora_scripts.data.training_data import TrainingData
     from lora_scripts.families.protocol import ModelFamily
     from lora_scripts.training.chosen import Chosen
 
@@ -56,7 +56,7 @@ def fit_memory(
     config: RunConfig,
     family: ModelFamily,
     adapter: Adapter,
-    data: EncodedDataset,
+    data: TrainingData,
     device: torch.device,
     began: Chosen | None = None,
     planned: FittedRun | None = None,
@@ -79,7 +79,7 @@ def _fit(
     config: RunConfig,
     family: ModelFamily,
     adapter: Adapter,
-    data: EncodedDataset,
+    data: TrainingData,
     device: torch.device,
     began: Chosen | None,
 ) -> FittedRun:
@@ -131,14 +131,15 @@ class _Passes:
     """Passes over pictures of the largest shape, predicted and measured."""
 
     def __init__(
-        self, config: RunConfig, family: ModelFamily, adapter: Adapter, data: EncodedDataset, device: torch.device
+        self, config: RunConfig, family: ModelFamily, adapter: Adapter, data: TrainingData, device: torch.device
     ) -> None:
         self._config, self._family, self._adapter = config, family, adapter
         self._data, self._device = data, device
-        examples = data.dataset.examples
+        examples = data.examples
         largest = largest_pass(examples, config.micro_batch)
         self._most = len(largest)
-        self._indices = [i for i, example in enumerate(examples) if example.fit.bucket == largest[0].fit.bucket]
+        inside = [i for i, example in enumerate(examples) if example.shape == largest[0].shape]
+        self._indices = sorted(inside, key=lambda i: examples[i].cost, reverse=True)
 
     @property
     def weight_bytes(self) -> int:

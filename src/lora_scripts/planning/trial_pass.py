@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from lora_scripts.data.training_data import TrainingExample
 from lora_scripts.training.draws import Draws
 from lora_scripts.training.memory import memory_now, reset_peak
 from lora_scripts.training.micro_batches import is_out_of_memory
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
-    from lora_scripts.config import Size
-    from lora_scripts.data.dataset import Example
-    from lora_scripts.data.encoded import EncodedDataset
     from lora_scripts.data.sampler import Sample
+    from lora_scripts.data.training_data import TrainingData
     from lora_scripts.families.protocol import ModelFamily
 
 __all__ = ["TrialPass", "can_measure", "clear_device", "largest_pass", "trial_pass"]
 
+ExampleT = TypeVar("ExampleT", bound=TrainingExample)
 SLOW_S = 5.0
 """A pass that takes longer is not repeated: what its first time costs more is then little of it."""
 
@@ -43,21 +42,21 @@ class TrialPass:
     added_bytes: int
 
 
-def largest_pass(examples: Sequence[Example], batch_size: int) -> list[Example]:
-    """The examples of the pass with the most pixels; a shape that cannot fill a batch makes smaller passes."""
-    uses: Counter[Size] = Counter()
+def largest_pass(examples: Sequence[ExampleT], batch_size: int) -> list[ExampleT]:
+    """The examples of the pass with the most pixels or tokens; a shape that cannot fill a batch makes smaller passes."""
+    uses: dict[tuple[int, int], list[ExampleT]] = {}
     for example in examples:
-        uses[example.fit.bucket] += example.repeats
-    size = {bucket: min(batch_size, number) for bucket, number in uses.items()}
-    bucket = max(size, key=lambda b: (b[0] * b[1] * size[b], b))
-    inside = [example for example in examples if example.fit.bucket == bucket]
-    return [inside[i % len(inside)] for i in range(size[bucket])]
+        uses.setdefault(example.shape, []).extend([example] * example.repeats)
+    passes = {
+        shape: sorted(same, key=lambda each: each.cost, reverse=True)[:batch_size] for shape, same in uses.items()
+    }
+    return max(passes.items(), key=lambda item: (sum(each.cost for each in item[1]), item[0]))[1]
 
 
 def trial_pass(
     family: ModelFamily,
     adapter: Adapter,
-    data: EncodedDataset,
+    data: TrainingData,
     samples: Sequence[Sample],
     device: torch.device,
     seed: int,
@@ -91,7 +90,7 @@ def clear_device(device: torch.device) -> None:
 
 
 def _timed(
-    family: ModelFamily, data: EncodedDataset, samples: Sequence[Sample], device: torch.device, seed: int
+    family: ModelFamily, data: TrainingData, samples: Sequence[Sample], device: torch.device, seed: int
 ) -> tuple[float, bool]:
     batch = data.batch(samples, device)
     # Dropout draws from the global generator: the run must find it as if no check had been.

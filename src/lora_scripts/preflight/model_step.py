@@ -24,7 +24,7 @@ from lora_scripts.training.micro_batches import is_out_of_memory
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
-    from lora_scripts.families.protocol import ModelFamily
+    from lora_scripts.families.protocol import PictureFamily
 
 __all__ = ["LoadedModel", "StepMeasurement", "measure_step"]
 
@@ -33,7 +33,7 @@ __all__ = ["LoadedModel", "StepMeasurement", "measure_step"]
 class LoadedModel:
     """The frozen model of a run, where it will train."""
 
-    family: ModelFamily
+    family: PictureFamily
     device: torch.device
 
 

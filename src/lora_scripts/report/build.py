@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
+from lora_scripts.data.dataset import Dataset, Example
 from lora_scripts.errors import DataError
 from lora_scripts.report.facts import HardThumbnail, Measurement, ReportFacts, Thumbnail
 
 if TYPE_CHECKING:
-    from lora_scripts.data.dataset import Dataset, Example
     from lora_scripts.pipeline import Outcome
 
 __all__ = ["build_report"]
@@ -26,41 +27,74 @@ def build_report(config: RunConfig, outcome: Outcome, measurements: Sequence[Mea
     from lora_scripts.training.record import read_record
 
     path = config.output_dir / "report.html"
-    name = config.name
-    dataset = outcome.dataset
-    trigger = f"{config.trigger_word}, " if config.trigger_word else ""
     facts = ReportFacts(
-        name=name,
-        trigger=config.trigger_word or "",
-        num_pictures=len(dataset.examples),
-        thumbnails=_thumbnails(dataset),
-        left_out=[(item.name, item.reason) for item in dataset.left_out],
-        bucket_counts={f"{width}x{height}": count for (width, height), count in dataset.bucket_counts.items()},
+        name=config.name,
+        words=config.words,
+        num_examples=len(outcome.dataset.examples),
+        left_out=[(item.name, item.reason) for item in outcome.dataset.left_out],
         measurements=measurements,
         check=outcome.check,
         chosen_step=outcome.choice.step if outcome.choice else None,
         chosen_why=outcome.choice.why if outcome.choice else "",
         step_scores=outcome.choice.scores if outcome.choice else (),
-        worst_fitted=[
-            HardThumbnail(small, each.loss, each.hint)
-            for each in outcome.hard_pictures
-            if (small := _thumbnail(each.example)) is not None
-        ],
         files=outcome.files,
         verification=outcome.proofs,
         advice=[line.removeprefix("Advice: ") for line in outcome.advice],
+        written_settings={*config.model_fields_set, "memory"},  # what auto chose is told beside what was written
+    )
+    facts = OF_TASK[config.task_type](facts, config, outcome)
+    write_report(path, read_record(config.output_dir / "record.jsonl"), facts)
+    return path
+
+
+def _of_pictures(facts: ReportFacts, config: RunConfig, outcome: Outcome) -> ReportFacts:
+    dataset = outcome.dataset
+    assert isinstance(dataset, Dataset)
+    trigger = f"{config.trigger_word}, " if config.trigger_word else ""
+    return replace(
+        facts,
+        trigger=config.trigger_word or "",
+        thumbnails=_thumbnails(dataset),
+        bucket_counts={f"{width}x{height}": count for (width, height), count in dataset.bucket_counts.items()},
+        worst_fitted=[
+            HardThumbnail(small, each.loss, each.hint)
+            for each in outcome.hard_examples
+            if (small := _thumbnail(each.example)) is not None
+        ],
         next_commands=[
             (
                 "render pictures with it",
-                f'lora-scripts sample --base-model {config.base_model} --prompt "{trigger}... <lora:{name}:0.8>" '
+                f'lora-scripts sample --base-model {config.base_model} --prompt "{trigger}... <lora:{config.name}:0.8>" '
                 f"--lora-dir {config.output_dir} --output pictures",
             ),
-            ("look at the curves", f"tensorboard --logdir {config.output_dir / 'logs'} --port 6006"),
+            _curves_command(config),
         ],
-        written_settings={*config.model_fields_set, "memory"},  # what auto chose is told beside what was written
     )
-    write_report(path, read_record(config.output_dir / "record.jsonl"), facts)
-    return path
+
+
+def _of_dialogues(facts: ReportFacts, config: RunConfig, outcome: Outcome) -> ReportFacts:
+    folder = outcome.files[0]
+    base = f"--base-model {config.base_model} --lora {folder}"
+    return replace(
+        facts,
+        worst_fitted_texts=[
+            (each.example.name, each.example.caption, f"{each.loss}. {each.hint}") for each in outcome.hard_examples
+        ],
+        next_commands=[
+            ("talk with it, beside the base model", f"lora-scripts chat {base} --side-by-side"),
+            ("write it for another program", f"lora-scripts export --for vllm {base} --output {folder}-vllm"),
+            ("make one model of both", f"lora-scripts merge {base} --output {folder}-merged"),
+            _curves_command(config),
+        ],
+    )
+
+
+OF_TASK = {"text-to-image": _of_pictures, "text-generation": _of_dialogues}
+"""Task -> what its report tells beside what all reports tell."""
+
+
+def _curves_command(config: RunConfig) -> tuple[str, str]:
+    return "look at the curves", f"tensorboard --logdir {config.output_dir / 'logs'} --port 6006"
 
 
 def _thumbnails(dataset: Dataset) -> list[Thumbnail]:

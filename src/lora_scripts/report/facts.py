@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_scripts.words import PICTURES, Words
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -50,16 +52,18 @@ class ReportFacts:
 
     Attributes:
         name: of the LoRA; also what stands in `<lora:NAME:0.8>`.
+        words: how the report calls what was trained on.
         trigger: the word to write in prompts.
         weight: the weight proposed for prompts.
-        num_pictures: pictures that trained. Default: as many as there are captions.
-        left_out: (name, reason) of pictures that did not train.
+        num_examples: pictures or dialogues that trained. Default: as many as there are captions.
+        left_out: (name, reason) of what did not train.
         bucket_counts: "512x768" -> pictures.
         check: what was found before the run.
         chosen_step: the step whose weights the finished file holds. Default: the last one.
         chosen_why: a sentence or two on why, and how sure that is.
         step_scores: the saved steps that were compared for it.
         worst_fitted: pictures with the highest losses, the worst first.
+        worst_fitted_texts: the same of dialogues: name, what it says, how badly and what to look at.
         files: the finished files. Default: those that the record names.
         verification: what was proven about the finished file, one line each.
         advice: what to change in the next run, one line each.
@@ -70,9 +74,10 @@ class ReportFacts:
     """
 
     name: str = "LoRA"
+    words: Words = PICTURES
     trigger: str = ""
     weight: float = 0.8
-    num_pictures: int | None = None
+    num_examples: int | None = None
     thumbnails: Sequence[Thumbnail] = ()
     left_out: Sequence[tuple[str, str]] = ()
     bucket_counts: Mapping[str, int] = field(default_factory=dict)
@@ -82,6 +87,7 @@ class ReportFacts:
     chosen_why: str = ""
     step_scores: Sequence[StepScore] = ()
     worst_fitted: Sequence[HardThumbnail] = ()
+    worst_fitted_texts: Sequence[tuple[str, str, str]] = ()
     files: Sequence[Path] = ()
     verification: Sequence[str] = ()
     advice: Sequence[str] = ()

@@ -166,7 +166,7 @@ def _device(history: RunHistory, report: ReportFacts) -> str:
 
 
 def _num_pictures(history: RunHistory, report: ReportFacts) -> int:
-    return history.num_captions if report.num_pictures is None else report.num_pictures
+    return history.num_captions if report.num_examples is None else report.num_examples
 
 
 def _epochs(history: RunHistory) -> str:

@@ -126,7 +126,7 @@ def curves(history: RunHistory) -> Html | None:
 def data(history: RunHistory, report: ReportFacts) -> Html | None:
     """What trained and what did not, the shapes, and the captions."""
     parts: list[Child] = []
-    num_pictures = history.num_captions if report.num_pictures is None else report.num_pictures
+    num_pictures = history.num_captions if report.num_examples is None else report.num_examples
     if report.left_out:
         rows = [[name, reason] for name, reason in report.left_out[:_MAX_LEFT_OUT]]
         parts.append(el("h3", f"Left out: {count(len(report.left_out))}", zh("未参与训练")))

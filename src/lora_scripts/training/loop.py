@@ -25,8 +25,8 @@ from lora_scripts.training.spill import SpillGuard
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
-    from lora_scripts.data.encoded import EncodedDataset
     from lora_scripts.data.sampler import Sample, StepPlan
+    from lora_scripts.data.training_data import TrainingData
     from lora_scripts.families.protocol import Loss, ModelFamily
 
 __all__ = ["LoopState", "Pauses", "train"]
@@ -95,7 +95,7 @@ def train(
     family: ModelFamily,
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
-    data: EncodedDataset,
+    data: TrainingData,
     plan: StepPlan,
     config: RunConfig,
     max_steps: int,
@@ -120,8 +120,8 @@ def train(
     saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
     micro_batches = MicroBatches(plan, state.micro_batch or config.micro_batch, events, device)
     spill = SpillGuard(micro_batches, events, device)
-    num_pictures = len(data.dataset.examples)
-    picture_losses = PictureLosses(num_pictures, state.picture_losses)
+    num_examples = len(data.examples)
+    picture_losses = PictureLosses(num_examples, state.picture_losses)
 
     def backward(uses: Sequence[Sample]) -> Loss:
         loss = family.loss(data.batch(uses, device), draws)
@@ -155,16 +155,14 @@ def train(
         # Bad numbers go no further. Two floats are fetched for this, the only wait for the device in a step: a limit that
         # moves with the run is judged here, and weights that have taken a bad step could not be mended later.
         mean, norm = torch.stack([total / count, grad_norm.to(total)]).tolist()
-        spill.after_step(
-            time.perf_counter() - began, [data.dataset.examples[use.index].fit.bucket for use in uses_of_step]
-        )
+        spill.after_step(time.perf_counter() - began, [data.examples[use.index] for use in uses_of_step])
         state.micro_batch = micro_batches.size
         overflow = scaler.is_enabled() and math.isfinite(mean) and not math.isfinite(norm)  # the scaler's to handle
         verdict = Verdict(Action.TAKE) if overflow else guard.judge(step, mean, norm)
         if verdict.action is Action.TAKE:
             scaler.step(optimizer)
         else:
-            events.note(f"Step {step + 1}: {verdict.reason}. {_pictures(data, uses_of_step)}", "warning")
+            events.note(f"Step {step + 1}: {verdict.reason}. {_left_out(data, uses_of_step, config)}", "warning")
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if verdict.action is Action.END:
@@ -173,7 +171,7 @@ def train(
             vars(state).update(saved.restore(adapter, optimizer, scaler))
             guard = Guard(**state.guard)
             guard.lower_rate()
-            picture_losses = PictureLosses(num_pictures, state.picture_losses)
+            picture_losses = PictureLosses(num_examples, state.picture_losses)
             meter.forget()
             events.rewound(
                 state.step,
@@ -215,10 +213,10 @@ def train(
     return True
 
 
-def _pictures(data: EncodedDataset, uses: Sequence[Sample]) -> str:
+def _left_out(data: TrainingData, uses: Sequence[Sample], config: RunConfig) -> str:
     """What was in a step that is not taken."""
-    names = dict.fromkeys(data.dataset.examples[use.index].name for use in uses)
-    return f"The step is left out, no weight was changed. Its pictures: {', '.join(names)}."
+    names = dict.fromkeys(data.examples[use.index].name for use in uses)
+    return f"The step is left out, no weight was changed. Its {config.words.examples}: {', '.join(names)}."
 
 
 def _end_reason(step: int, verdict: Verdict, saved: Snapshot, config: RunConfig) -> str:
@@ -227,7 +225,7 @@ def _end_reason(step: int, verdict: Verdict, saved: Snapshot, config: RunConfig)
     return (
         f"Training ended at step {step + 1}: {verdict.reason}, again and again, also with a lower learning rate. "
         + (f"The LoRA of step {kept} is good: {file}. " if kept else "No step was saved before. ")
-        + "Look at the pictures named above, and use a lower learning_rate or mixed_precision: fp32 in a new output_dir."
+        + f"Look at the {config.words.examples} named above, and use a lower learning_rate or mixed_precision: fp32 in a new output_dir."
     )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_scripts.adapters.lora import Adapter
-    from lora_scripts.data.dataset import Dataset
+    from lora_scripts.data.training_data import Listing
     from lora_scripts.models.source import BaseModel
 
 __all__ = ["FREE_TO_CHANGE", "Resumable", "identity"]
@@ -51,7 +51,7 @@ class Writer(Protocol):
 
 
 def identity(
-    config: RunConfig, source: BaseModel, dataset: Dataset, max_steps: int, dtype: torch.dtype
+    config: RunConfig, source: BaseModel, dataset: Listing, max_steps: int, dtype: torch.dtype
 ) -> dict[str, Any]:
     """All that must be equal for a resumed run to be the unbroken one."""
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_TO_CHANGE}
@@ -61,10 +61,7 @@ def identity(
         "mixed_precision": str(dtype).removeprefix("torch."),
         "steps in all": max_steps,
         "base model": source.fingerprint,
-        "pictures and captions": {
-            example.name: f"{example.digest[:16]} {example.fit.bucket[0]}x{example.fit.bucket[1]} {example.caption!r}"
-            for example in dataset.examples
-        },
+        config.words.data: dict(dataset.identity()),
     }
 
 
@@ -75,7 +72,7 @@ class Resumable:
         self,
         config: RunConfig,
         source: BaseModel,
-        dataset: Dataset,
+        dataset: Listing,
         adapter: Adapter,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,

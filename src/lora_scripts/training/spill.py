@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from lora_scripts.config import Size
+    from lora_scripts.data.training_data import TrainingExample
     from lora_scripts.training.events import Events
     from lora_scripts.training.micro_batches import MicroBatches
 
@@ -43,15 +43,15 @@ class CardMemory:
 class SpillDetector:
     """Tells a cliff in the time of steps from the numbers alone.
 
-    Times are compared per pixel, so steps of different shapes and sizes can be measured by one another.
+    Times are compared per pixel or token, so steps of different shapes and sizes can be measured by one another.
     """
 
     best: float | None = None
     _last: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
-    def add(self, seconds: float, num_pixels: int, memory: CardMemory) -> bool:
+    def add(self, seconds: float, cost: int, memory: CardMemory) -> bool:
         """Takes in one step; true when it completes a cliff, which is then forgotten so that it is told once."""
-        self._last.append(seconds / num_pixels)
+        self._last.append(seconds / cost)
         if len(self._last) < WINDOW:
             return False
         full = memory.reserved_bytes > NEARLY_FULL * memory.total_bytes
@@ -71,16 +71,15 @@ class SpillGuard:
         self._detector = SpillDetector()
         self._told = False
 
-    def after_step(self, seconds: float, shapes: Sequence[Size]) -> None:
-        """Judges a step by the time until its loss was known; the examples' shapes in pixels.
+    def after_step(self, seconds: float, examples: Sequence[TrainingExample]) -> None:
+        """Judges a step by the time until its loss was known.
 
         Steps of mixed shapes are cut into passes that fill the device less well: they say nothing.
         """
         memory = card_memory(self._device)
-        if memory is None or len(set(shapes)) > 1:
+        if memory is None or len({example.shape for example in examples}) > 1:
             return
-        num_pixels = sum(width * height for width, height in shapes)
-        if not self._detector.add(seconds, num_pixels, memory):
+        if not self._detector.add(seconds, sum(example.cost for example in examples), memory):
             return
         what = (
             f"Steps have become more than {CLIFF:g} times slower while the graphics card is full: "

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lora_scripts.data.captions import CaptionSettings
 from lora_scripts.data.sampler import Sample
 from lora_scripts.families.protocol import ModelFamily
 from lora_scripts.training.draws import Draws
@@ -24,8 +23,8 @@ from lora_scripts.training.optimizers import evaluation_weights
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
-    from lora_scripts.data.encoded import EncodedDataset
     from lora_scripts.data.split import Split
+    from lora_scripts.data.training_data import TrainingData
 
 __all__ = [
     "FORWARD_SHARE",
@@ -87,7 +86,12 @@ class ValidationPlan:
 
 
 def plan_validation(
-    wanted: int | Literal["auto"], num_held_out: int, max_steps: int, step_size: float, save_steps: int
+    wanted: int | Literal["auto"],
+    num_held_out: int,
+    max_steps: int,
+    step_size: float,
+    save_steps: int,
+    most_pairs: int = MOST_PAIRS,
 ) -> ValidationPlan:
     """Measures at every save if that is affordable, more seldom if not, with as many pairs as the budget allows.
 
@@ -95,6 +99,7 @@ def plan_validation(
     """
     if not num_held_out or wanted == 0:
         return ValidationPlan(0, 0, 0.0)
+    most = min(most_pairs, MOST_PAIRS)
     run = max_steps * step_size / FORWARD_SHARE  # in forward passes of one picture
 
     def cost(every: int, num_pairs: int) -> float:
@@ -102,12 +107,12 @@ def plan_validation(
         return times * 2 * num_held_out * num_pairs / run
 
     if wanted != "auto":
-        pairs = max((n for n in range(1, MOST_PAIRS + 1) if cost(wanted, n) <= LARGEST_SHARE), default=1)
+        pairs = max((n for n in range(1, most + 1) if cost(wanted, n) <= LARGEST_SHARE), default=1)
         return ValidationPlan(wanted, pairs, cost(wanted, pairs))
     periods = [save_steps * k for k in range(1, -(-max_steps // save_steps) + 1)]
-    for fewest in (ENOUGH_PAIRS, 1):
+    for fewest in (min(ENOUGH_PAIRS, most), 1):
         for every in periods:
-            pairs = max((n for n in range(fewest, MOST_PAIRS + 1) if cost(every, n) <= LARGEST_SHARE), default=0)
+            pairs = max((n for n in range(fewest, most + 1) if cost(every, n) <= LARGEST_SHARE), default=0)
             if pairs:
                 return ValidationPlan(every, pairs, cost(every, pairs))
     return ValidationPlan(0, 0, 0.0)
@@ -133,21 +138,21 @@ class Validator:
 
     def measure(self, step: int) -> Validation:
         """Plain mean squared errors, one per picture: no loss weights, no caption dropout, no adapter dropout."""
-        held_out = self._losses(self._held_out, range(len(self._held_out.dataset.examples)))
+        held_out = self._losses(self._held_out, range(len(self._held_out.examples)))
         trained = self._losses(self._train, self._reference)
         return Validation(step, held_out, trained)
 
     @torch.no_grad()
-    def _losses(self, data: EncodedDataset, indices: Sequence[int]) -> list[float]:
+    def _losses(self, data: TrainingData, indices: Sequence[int]) -> list[float]:
         """The mean loss of each picture over all pairs; the n-th picture of either group gets the n-th noise."""
-        plain = _as_written(data)
+        plain = data.as_written()
         # (place, sample) of every pair, shapes together, so that batches are full.
         pairs = [
             (place, Sample(index, f"validation/{place}/{pair}"), (pair + 0.5) / self._num_pairs)
             for place, index in enumerate(indices)
             for pair in range(self._num_pairs)
         ]
-        pairs.sort(key=lambda item: data.dataset.examples[item[1].index].fit.bucket)
+        pairs.sort(key=lambda item: data.examples[item[1].index].shape)
         sums = [0.0] * len(indices)
         with evaluation_weights(self._optimizer), self._adapter.strength(1.0):
             for group in _groups(pairs, data, self._batch_size):
@@ -159,23 +164,13 @@ class Validator:
         return [total / self._num_pairs for total in sums]
 
 
-def _as_written(data: EncodedDataset) -> EncodedDataset:
-    """The data set without mirroring, and with one fixed text per picture."""
-    from dataclasses import replace
-
-    settings: CaptionSettings = replace(data.captions, dropout=0.0, variants=1 if data.captions.variants else None)
-    if data.captions.shuffle and settings.variants is None:
-        settings = replace(settings, shuffle=False)  # not encoded ahead, so the text as written can be used
-    return replace(data, flip=False, captions=settings)
-
-
 def _groups(
-    pairs: Sequence[tuple[int, Sample, float]], data: EncodedDataset, most: int
+    pairs: Sequence[tuple[int, Sample, float]], data: TrainingData, most: int
 ) -> list[list[tuple[int, Sample, float]]]:
     groups: list[list[tuple[int, Sample, float]]] = []
     for item in pairs:
-        shape = data.dataset.examples[item[1].index].fit.bucket
-        if not groups or len(groups[-1]) == most or data.dataset.examples[groups[-1][0][1].index].fit.bucket != shape:
+        shape = data.examples[item[1].index].shape
+        if not groups or len(groups[-1]) == most or data.examples[groups[-1][0][1].index].shape != shape:
             groups.append([])
         groups[-1].append(item)
     return groups

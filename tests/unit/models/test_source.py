@@ -81,8 +81,8 @@ OTHER_MODELS = {
     "text encoder": ({"text_model.encoder.layers.0.mlp.fc1.weight": (4, 4)}, "this is a text encoder alone"),
     "t5": ({"encoder.block.0.layer.0.SelfAttention.k.weight": (4, 4), "shared.weight": (4, 4)}, "this is a text encoder alone"),
     "diffusers unet": ({"down_blocks.0.resnets.0.conv1.weight": (4, 4, 3, 3), "mid_block.resnets.0.conv1.weight": (4, 4, 3, 3)}, "this is a UNet alone.*the folder above"),
-    "language model": ({"model.embed_tokens.weight": (4, 4)}, "this is a language model"),
-    "later shard of a language model": ({"model.layers.20.mlp.up_proj.weight": (4, 4)}, "this is a language model"),
+    "language model": ({"model.embed_tokens.weight": (4, 4)}, "this is a language model's weights alone.*Give the folder"),
+    "later shard of a language model": ({"model.layers.20.mlp.up_proj.weight": (4, 4)}, "this is a language model's weights alone.*Give the folder"),
     "unet without the rest": ({UNET + "input_blocks.0.0.weight": (8, 4, 3, 3)}, "without its VAE and text encoder"),
     "no vae": ({name: shape for name, shape in SD15_NAMES.items() if not name.startswith("first_stage")}, "without its VAE"),
     "unknown diffusion model": ({UNET + "layers.0.weight": (4, 4)}, "of a kind that this version does not know"),
@@ -130,7 +130,6 @@ def test_a_folder_of_another_family_is_named(tmp_path: Path, pipeline: str, unet
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, r"a language model \(llama\)"),
         ({"model_type": "clip_text_model"}, "a text encoder alone"),
         ({"model_type": "vit", "architectures": ["ViTModel"]}, "a transformers model of type vit"),
         ({"_class_name": "AutoencoderKL"}, "a VAE alone"),

@@ -124,7 +124,7 @@ def full_facts(**changes: Any) -> ReportFacts:
     values: dict[str, Any] = {
         "name": "ink",
         "trigger": "inkstyle",
-        "num_pictures": 24,
+        "num_examples": 24,
         "thumbnails": [Thumbnail(Image.new("RGB", (300, 200), "green"), f"{i}.png", EVIL) for i in range(70)],
         "left_out": [("bad.png", f"cannot be decoded {EVIL}")],
         "bucket_counts": {"512x512": 20, "448x576": 4},

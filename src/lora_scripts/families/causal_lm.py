@@ -1,0 +1,219 @@
+"""Language models that go on with a text: Llama, Qwen, Mistral, Gemma, Phi, GLM and whatever else transformers loads.
+
+One family for all, because what differs between them lies in transformers' modelling code, which runs as it is. Two things
+are taken out of its hands, for speed: attention, so that the texts of a batch lie one behind the other without padding, and
+the head, which is computed for trained tokens alone. Whether a model allows either is found by trying it when it is loaded.
+
+Legend for shapes: B texts, L longest of them in tokens, M most trained tokens, T all tokens, N all trained tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from lora_scripts.families.protocol import Batch, Loss
+from lora_scripts.models.language_model import load_language_model
+from lora_scripts.models.segment_attention import segments_at_work
+from lora_scripts.objectives.next_token import Head, next_token_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lora_scripts.config import RunConfig
+    from lora_scripts.dialogues.answers import Answer, AnswerRequest
+    from lora_scripts.models.source import BaseModel
+    from lora_scripts.training.draws import Draws
+
+__all__ = ["CausalLanguageModel"]
+
+COMPONENT = "language_model"
+DEFAULT_MOST_TOKENS = 2048
+TRIAL_LENGTHS = (5, 9, 3)
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
+"""Share of the scores' size that two ways of computing them may differ by."""
+
+
+class CausalLanguageModel:
+    """A frozen model of transformers and its training objective."""
+
+    name: ClassVar[str] = "causal_lm"
+    task: ClassVar[str] = "text-generation"
+    num_levels: ClassVar[int] = 1
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, packing: bool = True) -> None:
+        """Args:
+        packing: put the texts of a batch one behind the other, where the model allows it.
+        """
+        self.model, self.tokenizer = model, tokenizer
+        self.notes: list[str] = []
+        """Lines for people on how the model is run."""
+        self._own_head = True
+        self.packs = packing
+        self._try_out()
+
+    @classmethod
+    def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
+        model, tokenizer = load_language_model(source, device, dtype)
+        return cls(model, tokenizer, config.packing)
+
+    @property
+    def components(self) -> Mapping[str, nn.Module]:
+        return {COMPONENT: self.model}
+
+    @property
+    def default_targets(self) -> Mapping[str, Sequence[str]]:
+        """All linear layers but the head."""
+        from lora_scripts.adapters.targets import adaptable_layers, short_names
+
+        head = self.model.get_output_embeddings()
+        layers = adaptable_layers(self.model)
+        return {COMPONENT: short_names(name for name, layer in layers.items() if layer is not head)}
+
+    @property
+    def most_tokens(self) -> int:
+        return int(getattr(self.model.config, "max_position_embeddings", None) or DEFAULT_MOST_TOKENS)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Layers are computed again in the backward pass; their dropout, if any, stays off."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        if on:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        elif self.model.is_gradient_checkpointing:
+            self.model.gradient_checkpointing_disable()
+        for layer in self.model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = on  # transformers asks for it; the modules below it stay in evaluation mode
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """Minus the log probability of the trained tokens, summed; `per_example` is each text's mean.
+
+        Args:
+            batch: tensors "tokens" [B,L] and "targets" [B,M], the places of the trained tokens in their row; `filled` says
+                how far each row of both is filled.
+        """
+        places, targets, counts = self._trained(batch)
+        if (head := self._head()) is not None:
+            losses = next_token_losses(self._hidden(batch)[places], head, targets)
+        else:
+            losses = torch.nn.functional.cross_entropy(self._model_scores(batch)[places], targets, reduction="none")
+        means = torch.stack([part.mean() for part in torch.split(losses.detach(), counts)])
+        return Loss(losses.sum(), len(losses), means)
+
+    def predict(self, batch: Batch, draws: Draws) -> Tensor:
+        """[N,V] float32: the scores of what comes next, at the trained tokens."""
+        places, _, _ = self._trained(batch)
+        if (head := self._head()) is not None:
+            return head.scores(self._hidden(batch)[places])
+        return self._model_scores(batch)[places]
+
+    def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
+        from lora_scripts.answering.generate import answer
+
+        return [answer(self.model, self.tokenizer, request) for request in requests]
+
+    # Running the model -------------------------------------------------------------------------------------------------
+
+    def _head(self) -> Head | None:
+        """The head where it is a plain frozen layer whose scores we can compute for some tokens alone."""
+        layer = self.model.get_output_embeddings()
+        return Head.of(layer, self.model.config) if self._own_head and type(layer) is nn.Linear else None
+
+    def _trained(self, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
+        """[N] rows of `_hidden` that the trained tokens are predicted from, [N] these tokens, and how many each text has."""
+        tokens, targets = batch.tensors["tokens"], batch.tensors["targets"]
+        counts = list(batch.filled["targets"])
+        begin, places, wanted = 0, [], []
+        for row, (length, count) in enumerate(zip(batch.filled["tokens"], counts, strict=True)):
+            own = targets[row, :count]
+            places.append(own + (begin - 1))  # a token is predicted from the one before it
+            wanted.append(tokens[row].index_select(0, own))
+            begin += length if self.packs else tokens.shape[1]
+        return torch.cat(places), torch.cat(wanted), counts
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        tokens, lengths = batch.tensors["tokens"], batch.filled["tokens"]
+        if not self.packs:
+            # Padding stands at the end, where causal attention never looks from a real token: no mask is needed.
+            return {"input_ids": tokens, "use_cache": False}
+        packed = torch.cat([tokens[row, :length] for row, length in enumerate(lengths)])
+        position = torch.cat([torch.arange(length, device=tokens.device) for length in lengths])
+        return {
+            "input_ids": packed[None],
+            "position_ids": position[None],
+            "segment_lengths": list(lengths),
+            "use_cache": False,
+        }
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """[T,D] last hidden states of all texts, one behind the other (without packing [B*L,D])."""
+        hidden: Tensor = self._run(self.model.base_model, batch).last_hidden_state
+        return hidden.reshape(-1, hidden.shape[-1])
+
+    def _model_scores(self, batch: Batch) -> Tensor:
+        """[T,V] float32 from the model's own head."""
+        scores: Tensor = self._run(self.model, batch).logits
+        return scores.reshape(-1, scores.shape[-1]).float()
+
+    def _run(self, module: nn.Module, batch: Batch) -> Any:
+        inputs = self._inputs(batch)
+        if not self.packs:
+            return module(**inputs)
+        with segments_at_work(self.model):
+            return module(**inputs)
+
+    # Finding out what it allows ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _try_out(self) -> None:
+        """Compares our way of running the model with its own, on a few tokens; what differs is left to the model."""
+        texts = _trial_texts(self.model.get_input_embeddings().num_embeddings, self.model.device)
+        own = torch.cat([self.model(input_ids=text[None], use_cache=False).logits[0].float() for text in texts])
+        batch = _trial_batch(texts)
+        if not self._agrees(batch, own):
+            packs, self.packs = self.packs, False
+            if self._own_head and not self._agrees(batch, own):
+                self._own_head = False
+                self.notes.append(
+                    "This model has a head of its own kind: scores are computed for all tokens, which is slower."
+                )
+            self.packs = packs
+        if self.packs and not self._agrees(batch, own):
+            self.packs = False
+            self.notes.append("This model's attention cannot be packed: the texts of a batch are padded to one length.")
+
+    def _agrees(self, batch: Batch, own: Tensor) -> bool:
+        try:
+            scores = self.predict(batch, None)  # type: ignore[arg-type]  # nothing is drawn
+        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):
+            return False
+        first = 0
+        wanted = []
+        for length in batch.filled["tokens"]:
+            wanted.append(own[first : first + length - 1])
+            first += length
+        reference = torch.cat(wanted)
+        return bool((scores - reference).abs().max() <= TOLERANCES[self.model.dtype] * reference.abs().max())
+
+
+def _trial_texts(num_tokens: int, device: torch.device) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(num_tokens, (length,), generator=generator).to(device) for length in TRIAL_LENGTHS]
+
+
+def _trial_batch(texts: Sequence[Tensor]) -> Batch:
+    """All tokens but the first of each text as targets."""
+    lengths = [len(text) for text in texts]
+    tokens = nn.utils.rnn.pad_sequence(list(texts), batch_first=True)
+    targets = nn.utils.rnn.pad_sequence([torch.arange(1, n, device=tokens.device) for n in lengths], batch_first=True)
+    keys = [str(i) for i in range(len(texts))]
+    return Batch(
+        {"tokens": tokens, "targets": targets},
+        [],
+        keys,
+        filled={"tokens": lengths, "targets": [n - 1 for n in lengths]},
+    )

@@ -1,0 +1,88 @@
+"""Loading a language model and its tokenizer from a folder in transformers' layout; no code of the folder's own is run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_scripts.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from lora_scripts.models.source import BaseModel
+
+__all__ = ["load_language_model", "load_tokenizer"]
+
+
+def load_language_model(source: BaseModel, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    """The frozen model in evaluation mode, and its tokenizer.
+
+    Raises:
+        ModelError: the folder is incomplete or damaged, wants code of its own, or is of a kind that transformers lacks.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    tokenizer = load_tokenizer(source)
+    logging.set_verbosity_error()  # what it says of missing and surplus weights is checked below
+    try:
+        config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(f"base_model {source.name}: {_reason(error)}") from None
+    lacking = sorted(loading["missing_keys"])
+    if lacking:
+        raise ModelError(
+            f"base_model {source.name}: {len(lacking)} of its weights are missing, {lacking[0]} among them. "
+            "Copy or download the whole model."
+        )
+    with torch.no_grad():
+        model.requires_grad_(False).eval().to(device)
+    return model, tokenizer
+
+
+def load_tokenizer(source: BaseModel) -> Any:
+    """The tokenizer that lies beside the weights.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.path, local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+    except Exception as error:  # what its many readers raise has no common base
+        raise ModelError(
+            f"base_model {source.name}: its tokenizer cannot be read ({type(error).__name__}). The folder needs "
+            "tokenizer.json or tokenizer.model, and tokenizer_config.json: copy or download the whole model."
+        ) from None
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"base_model {source.name}: its tokenizer has no fast form (tokenizer.json), which is needed to tell which "
+            "tokens an answer became. Use a version of the model that has it."
+        )
+    return tokenizer
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return (
+            "it brings program code of its own, which is never run here. Use a version of the model that transformers "
+            "knows by itself."
+        )
+    if "model type" in str(error) and "not recognize" in str(error):
+        return f"the installed transformers does not know this kind of model ({text[:120]}). Update transformers."
+    return f"it cannot be loaded ({text[:200]}). Copy or download the whole model again."

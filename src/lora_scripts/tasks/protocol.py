@@ -1,0 +1,139 @@
+"""What the pipeline asks of a task: its data, its previews, how saved steps are compared, and the files it leaves.
+
+The loop, the checkpoints, the validation, the planner and the report are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.choosing.chooser import Comparison
+    from lora_scripts.config import RunConfig
+    from lora_scripts.data.sampler import StepPlan
+    from lora_scripts.data.split import Split
+    from lora_scripts.data.training_data import Listing
+    from lora_scripts.families.protocol import ModelFamily
+    from lora_scripts.models.source import BaseModel
+    from lora_scripts.preflight.findings import Report
+    from lora_scripts.training.events import Events
+    from lora_scripts.training.resume import Resumable
+
+__all__ = ["Finishing", "Prepared", "Previewing", "Progress", "Run", "Task"]
+
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, total); may raise to stop."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that was checked and is ready to train.
+
+    Attributes:
+        listing: all examples by name, those held out too.
+        parts: what trains and what is held out.
+        check: what was found before the run.
+    """
+
+    listing: Listing
+    parts: Split
+    check: Report
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of one run that is about to begin; what is optional in it for the pipeline is so for nobody else."""
+
+    config: RunConfig
+    source: BaseModel
+    family: Any
+    adapter: Adapter
+    optimizer: torch.optim.Optimizer
+    prepared: Prepared
+    plan: StepPlan
+    max_steps: int
+    started_at: float
+    device: torch.device
+    events: Events
+
+
+class Previewing(Protocol):
+    """Shows what the model does as it is, for the same prompts at every step.
+
+    Attributes:
+        requests: empty when nothing is to be shown.
+    """
+
+    requests: Sequence[Any]
+
+    def render(self, step: int) -> None:
+        """Shows it to the listeners."""
+        ...
+
+    def repeat(self, step: int) -> None:
+        """The same for a saved step whose weights were put back; the listeners know it already."""
+        ...
+
+
+class Finishing(Protocol):
+    """Writes what a run leaves.
+
+    Attributes:
+        proofs: lines that say what was compared, after `export`.
+    """
+
+    proofs: list[str]
+
+    def write_step(self, folder: Path, step: int) -> None:
+        """Writes the loadable LoRA of a saved step into its checkpoint's folder."""
+        ...
+
+    def export(self, step: int) -> list[Path]:
+        """The finished files of the model as it is, read back and compared; the LoRA first.
+
+        The trained layers are taken out of the model on the way, so this is the last thing done with it.
+
+        Raises:
+            ExportError: something cannot be written or read back, or does not do what was trained.
+        """
+        ...
+
+
+class Task(Protocol):
+    """One kind of training: `tasks/text_to_image.py` is the example to read. Its methods are called in this order."""
+
+    def prepare(
+        self, family: ModelFamily, device: torch.device, events: Events, progress: Progress, force: bool
+    ) -> Prepared:
+        """Data, checked and encoded, in the parts that train and that are held out.
+
+        Raises:
+            DataError: there is nothing to train on, or the check found something red and `force` is not set.
+        """
+        ...
+
+    def facts(self) -> Sequence[tuple[str, str]]:
+        """(what, value) pairs about the data for the head of the log."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Settings as they are in force where the config leaves them to the model."""
+        ...
+
+    def previews(self, run: Run) -> Previewing:
+        """What is shown during the run."""
+        ...
+
+    def finishing(self, run: Run, previews: Previewing) -> Finishing:
+        """What writes the files."""
+        ...
+
+    def comparison(self, run: Run, run_state: Resumable, previews: Previewing) -> Comparison | None:
+        """How saved steps are compared beside their held-out loss; None where by nothing else."""
+        ...

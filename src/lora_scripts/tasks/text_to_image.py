@@ -1,0 +1,91 @@
+"""Pictures with captions, for a denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from lora_scripts.choosing.by_pictures import ByPictures
+from lora_scripts.choosing.clip import find_clip
+from lora_scripts.config import RunConfig, Size
+from lora_scripts.data.cache import EncodingCache, cache_folder
+from lora_scripts.data.captions import CaptionSettings
+from lora_scripts.data.dataset import Dataset, open_dataset, require_folder
+from lora_scripts.data.encoded import encode_all
+from lora_scripts.data.split import split
+from lora_scripts.families import num_parameters
+from lora_scripts.finish import Finish
+from lora_scripts.preflight.before_run import check_before_run
+from lora_scripts.preflight.model_step import LoadedModel
+from lora_scripts.previews import Previews, preview_requests
+from lora_scripts.tasks.protocol import Finishing, Prepared, Previewing, Progress, Run
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_scripts.families.protocol import PictureFamily
+    from lora_scripts.training.events import Events
+    from lora_scripts.training.resume import Resumable
+
+__all__ = ["TextToImage"]
+
+
+class TextToImage:
+    """A run on pictures."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        require_folder(config)
+        self._clip = find_clip(config)  # judges the pictures when all is done; a wrong name is told now
+        self._resolution: Size = (0, 0)
+        self._dataset = Dataset(())
+
+    def prepare(
+        self, family: PictureFamily, device: torch.device, events: Events, progress: Progress, force: bool
+    ) -> Prepared:
+        """Pictures and captions: checked, then each encoded once."""
+        config = self._config
+        side = family.default_resolution
+        self._resolution = config.resolution or (side, side)
+        dataset = open_dataset(config, self._resolution)
+        for line in dataset.notes:  # a row that fits no picture may be the reason for what the check finds
+            events.note(line)
+        cache = EncodingCache(cache_folder(config))
+        model = LoadedModel(family, device)
+        check = check_before_run(config, dataset, self._resolution, cache, model, events, progress, force)
+        data = encode_all(
+            dataset,
+            family.encoders(),
+            CaptionSettings.of(config),
+            cache,
+            flip=config.flip,
+            num_workers=4 if config.num_workers == "auto" else config.num_workers,
+            progress=progress,
+        )
+        for line in [*data.dataset.notes[len(dataset.notes) :], *data.dataset.summary()]:
+            events.note(line)
+        family.release_encoders()
+        parts = split(data, config.validation_pictures)
+        self._dataset = parts.train.dataset
+        return Prepared(data.dataset, parts, check)
+
+    def facts(self) -> Sequence[tuple[str, str]]:
+        buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self._dataset.bucket_counts.items())
+        return [("pictures", f"{len(self._dataset.examples)} ({buckets})")]
+
+    def settings(self) -> dict[str, Any]:
+        return {"resolution": f"{self._resolution[0]}x{self._resolution[1]}"}
+
+    def previews(self, run: Run) -> Previews:
+        requests = preview_requests(
+            self._config, self._dataset, self._resolution, run.device, num_parameters(run.family)
+        )
+        return Previews(run.family, run.adapter, requests, run.optimizer, run.events)
+
+    def finishing(self, run: Run, previews: Previewing) -> Finishing:
+        return Finish(run, self._resolution, cast("Previews", previews))
+
+    def comparison(self, run: Run, run_state: Resumable, previews: Previewing) -> ByPictures | None:
+        if self._clip is None:
+            return None
+        return ByPictures(run, self._clip, run_state, cast("Previews", previews), self._resolution)
