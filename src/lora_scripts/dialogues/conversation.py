@@ -1,0 +1,56 @@
+"""One row of the data of a language model: who says what, or plain text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Dialogue", "Message", "Role", "content_digest"]
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one speaker says in one turn.
+
+    Attributes:
+        trained: whether an assistant's answer is learnt; false where the data say so (`weight: 0`, `train: false`).
+    """
+
+    role: Role
+    content: str
+    trained: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One row of the data.
+
+    Attributes:
+        name: `train.jsonl:12`, the file (relative to the data folder, forward slashes) and the line; unique.
+        messages: in order; empty for a row of plain text.
+        text: plain text; empty for a dialogue.
+        digest: sha256 of the content, not of its place, hexadecimal.
+        repeats: uses per epoch.
+    """
+
+    name: str
+    messages: tuple[Message, ...]
+    text: str
+    digest: str
+    repeats: int = 1
+
+    @property
+    def answers(self) -> list[str]:
+        """What the assistant says, turn by turn."""
+        return [message.content for message in self.messages if message.role == "assistant"]
+
+
+def content_digest(messages: Iterable[Message], text: str) -> str:
+    """sha256 over all that decides how a row trains, hexadecimal."""
+    rows = [(message.role, message.content, message.trained) for message in messages]
+    return hashlib.sha256(json.dumps([rows, text]).encode()).hexdigest()
