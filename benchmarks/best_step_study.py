@@ -1,13 +1,13 @@
 """Whether the chosen step is at least as good as the last one, by judges that neither training nor the choice ever sees.
 
-    python benchmarks/best_step_study.py [--steps 400] [--seeds 1 2 3 4 5] [--styles "ink wash" ...] [--update-docs]
+    python benchmarks/best_step_study.py [--steps 400] [--seeds 6 7 8 9 10] [--styles "ink wash" ...] [--update-docs]
 
 For every style and seed the product trains on 24 pictures with the demo's settings and chooses; the files of the chosen and
 of the last step are then rendered with the same prompts and seeds, and the judges read both. One more run per style, with
 the first seed, is overtrained on purpose: 12 pictures, of which 4 are held out, a constant high rate, twice the steps. Whatever is finished is kept
 under --out, so the same command again goes on where it stopped.
 
-The rule's constants were settled on runs with seed 42, which is not among the seeds.
+The rule's constants were settled on runs with the seeds 42 and 1 to 5, which are not among the default ones.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--styles", nargs="+", default=list(STYLES), choices=ALL_STYLES)
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], help="of pictures, training and prompts"
+        "--seeds", nargs="+", type=int, default=[6, 7, 8, 9, 10], help="of pictures, training and prompts"
     )
     parser.add_argument("--steps", type=int, default=400, help="of a run; an overtrained one takes twice as many")
     parser.add_argument("--prompts", type=int, default=48, help="pictures rendered and read per file")
