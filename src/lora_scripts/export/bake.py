@@ -22,7 +22,7 @@ from lora_scripts.errors import ExportError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["VLLM_RANKS", "Baked", "BaseWeight", "bake", "bake_magnitudes"]
+__all__ = ["VLLM_RANKS", "Baked", "BaseWeight", "bake", "bake_doras"]
 
 BaseWeight: TypeAlias = "Callable[[str], Tensor]"
 """Layer name with its component in front, to the frozen weight, float32, [out, in] or [out, in, k, k]: `Adapter.base_weight`."""
@@ -40,7 +40,7 @@ class Baked:
     """What became of an adapter.
 
     Attributes:
-        rank: of every layer; after `bake_magnitudes` the highest.
+        rank: of every layer; the highest, where nothing was to be done.
         num_dora: layers whose change was approximated.
         error: Frobenius norm of what the plain LoRA lacks, over that of the whole change; 0 where nothing was approximated.
         worst_layer, worst_error: the layer with the largest such share; empty and 0 where nothing was approximated.
@@ -87,7 +87,7 @@ def bake(
     Raises:
         ExportError: the rank is above all of `ranks`.
     """
-    plain, baked = bake_magnitudes(weights, base_weight)
+    plain, baked = _without_magnitudes(weights, base_weight)
     rank = _allowed(baked.rank, ranks)
     alphas = {tensors.alpha for tensors in plain.values()}
     padded = sum(tensors.rank != rank for tensors in plain.values())
@@ -99,7 +99,18 @@ def bake(
     )
 
 
-def bake_magnitudes(
+def bake_doras(weights: LoRAWeights, base_weight: BaseWeight) -> tuple[dict[str, LoRATensors], Baked]:
+    """A DoRA as `bake` makes it; a LoRA as it is, to the bit, for files that may hold any alpha and rank.
+
+    The baked layers get one rank even where that is more than a small layer can use: diffusers misreads a kohya file whose
+    middle block has another alpha than most layers.
+    """
+    if any(tensors.magnitude is not None for tensors in weights.values()):
+        return bake(weights, base_weight)
+    return dict(weights), Baked(max((tensors.rank for tensors in weights.values()), default=0), len(weights))
+
+
+def _without_magnitudes(
     weights: LoRAWeights, base_weight: BaseWeight | None = None
 ) -> tuple[dict[str, LoRATensors], Baked]:
     """Every DoRA layer as the plain LoRA that comes nearest to it; all other layers as they are, to the bit.
