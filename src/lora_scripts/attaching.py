@@ -11,7 +11,7 @@ from lora_scripts.export.names import layer_shapes
 from lora_scripts.export.reader import read_lora_file
 
 if TYPE_CHECKING:
-    from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.adapters.lora import Adapter, LoRAInit
     from lora_scripts.config import RunConfig
     from lora_scripts.families.protocol import ModelFamily
     from lora_scripts.training.events import Events
@@ -42,10 +42,19 @@ def attach_adapter(family: ModelFamily, config: RunConfig, events: Events) -> Ad
         alpha=config.alpha,
         dropout=config.lora_dropout,
         seed=config.seed,
-        init=config.lora_init,
+        init=_init(config),
+        kind=config.adapter,
+        use_rslora=config.use_rslora,
     )
     if older is not None:
         for line in adapter.load_weights(older.weights, strict=False):
             events.note(line)
         events.note(f"Training goes on from {config.init_lora_weights}, with a fresh optimizer.")
     return adapter
+
+
+def _init(config: RunConfig) -> LoRAInit:
+    """auto is what the learning rates in use are made for: diffusers' scripts for pictures, PEFT's default for text."""
+    if config.lora_init != "auto":
+        return config.lora_init
+    return "kaiming" if config.task_type == "text-generation" else "gaussian"

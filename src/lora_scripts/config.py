@@ -170,14 +170,18 @@ class ModelSettings(Section):
 class AdapterSettings(Section):
     """The trainable layers."""
 
-    adapter: Literal["lora"] = "lora"
-    """Kind of adapter."""
+    adapter: Literal["lora", "dora"] = "lora"
+    """Kind of adapter. dora also trains the length of every weight row: better at low ranks, a third slower, and baked into a plain LoRA when it is written (docs/adapters.md)."""
     lora_rank: Annotated[int, Field(ge=1, le=1024)] = 8
     """Size of the adapter: 8 first, 16 when the result is weak."""
     lora_alpha: Positive | None = None
     """Scale is alpha / rank. Default: the rank, so a scale of 1."""
-    lora_init: Literal["gaussian", "kaiming"] = "gaussian"
-    """How the first matrix of each layer begins. gaussian, as in diffusers' scripts, learns several times faster at the same rate; kaiming is kohya's, for learning rates taken from there."""
+    use_rslora: bool = False
+    """Scale is alpha / sqrt(rank) instead, so that ranks of 32 and more learn no slower (docs/adapters.md)."""
+    lora_init: Literal["auto", "gaussian", "kaiming", "pissa"] = "auto"
+    """How the matrices of each layer begin. gaussian, as in diffusers' scripts, learns several times faster at the same rate; kaiming is PEFT's and kohya's, for learning rates taken from there; pissa begins as the principal part of the weight (docs/adapters.md). auto: gaussian for pictures, kaiming for text."""
+    lora_plus_ratio: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    """LoRA+: the second matrix of each layer learns at this many times the rate; 16 is its authors' advice, with a lower `learning_rate` (docs/adapters.md)."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of adapter inputs zeroed at random while training."""
     target_modules: Names | None = None
@@ -350,8 +354,12 @@ class RunConfig(
         if not self.buckets:
             inert("bucket_step", "buckets is false")
             inert("max_aspect", "buckets is false")
-        if self.optimizer == "prodigy" and self.weight_decay == 0:
-            pass
+        if self.optimizer == "prodigy" and self.lora_plus_ratio != 1:
+            faults.append("lora_plus_ratio: prodigy finds one step size for all. Remove it, or set optimizer: adamw.")
+        if self.lora_init == "pissa" and self.adapter == "dora":
+            faults.append("lora_init: pissa is not possible with adapter: dora. Remove one of them.")
+        if self.lora_init == "pissa" and self.init_lora_weights is not None:
+            faults.append("lora_init: pissa: the matrices begin as in init_lora_weights. Remove one of them.")
         if self.sample_every == 0:
             for setting in (
                 "sample_prompts",

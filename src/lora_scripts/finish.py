@@ -13,6 +13,7 @@ import torch
 
 from lora_scripts.config import Size
 from lora_scripts.errors import ExportError
+from lora_scripts.export.bake import bake_doras
 from lora_scripts.export.metadata import RunFacts, file_metadata
 from lora_scripts.export.sidecar import write_preview, write_sidecar
 from lora_scripts.export.verify import verify_effect, verify_file
@@ -22,11 +23,16 @@ from lora_scripts.training.lr_schedules import resolve_warmup
 from lora_scripts.training.optimizers import evaluation_weights
 
 if TYPE_CHECKING:
+    from lora_scripts.adapters.weights import LoRAWeights
+    from lora_scripts.config import RunConfig
     from lora_scripts.previews import Previews
     from lora_scripts.tasks.protocol import Run
 
 __all__ = ["Finish"]
 
+EFFECT_TOLERANCE = 0.02
+"""Allowed difference of the file's effect, as a share of it. What is left out of a baked DoRA may weigh more in the output
+than in the weights, so three times its share comes on top."""
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -44,9 +50,10 @@ class Finish:
     def write_step(self, folder: Path, step: int) -> None:
         """Writes `NAME-STEP.safetensors` into a checkpoint's folder."""
         name = f"{self._config.name}-{step}"
-        metadata = file_metadata(self._facts(name, step), self._config.metadata_level)
+        weights, _ = bake_doras(self._adapter.weights(), self._adapter.base_weight)
+        metadata = file_metadata(self._facts(name, step, weights), self._config.metadata_level)
         dtype, prefixes = DTYPES[self._config.save_precision], self._family.export_prefixes
-        write_lora(folder / f"{name}.safetensors", self._adapter.weights(), metadata, dtype, prefixes)
+        write_lora(folder / f"{name}.safetensors", weights, metadata, dtype, prefixes)
 
     def export(self, step: int) -> list[Path]:
         """`NAME.safetensors` of the model as it is after `step` steps, with its card, read back and compared; the files.
@@ -60,9 +67,9 @@ class Finish:
         path = config.output_dir / f"{config.name}.safetensors"
         prefixes = family.export_prefixes
         with evaluation_weights(self._run.optimizer), self._adapter.strength(1.0):
-            weights = self._adapter.weights()
+            weights, baked = bake_doras(self._adapter.weights(), self._adapter.base_weight)
             trained_output = self._probe()
-        facts = self._facts(config.name, step)
+        facts = self._facts(config.name, step, weights)
         write_lora(path, weights, file_metadata(facts, config.metadata_level), DTYPES[config.save_precision], prefixes)
 
         try:
@@ -74,13 +81,14 @@ class Finish:
                 lambda: self._probe(),
                 trained_output,
                 prefixes,
+                tolerance=EFFECT_TOLERANCE + 3 * baked.error,
                 compute_dtype=trained_output.dtype,
             )
         except ExportError:
             with contextlib.suppress(OSError):  # nobody shall take it for the finished file
                 path.replace(path.with_suffix(".failed.safetensors"))
             raise
-        self.proofs = [str(read_back), str(effect)]
+        self.proofs = [*([] if baked.exact else [f"{path.name}: {baked}"]), str(read_back), str(effect)]
         for line in self.proofs:
             self._run.events.note(line)
 
@@ -105,8 +113,9 @@ class Finish:
         output: torch.Tensor = self._family.predict(batch, Draws(self._config.seed))
         return output
 
-    def _facts(self, name: str, step: int) -> RunFacts:
+    def _facts(self, name: str, step: int, weights: LoRAWeights) -> RunFacts:
         config, dataset = self._config, self._data.dataset
+        rank, alpha = Counter((tensors.rank, tensors.alpha) for tensors in weights.values()).most_common(1)[0][0]
         tags: dict[str, Counter[str]] = {}
         folders: dict[str, list[int]] = {}
         for example in dataset.examples:
@@ -120,8 +129,9 @@ class Finish:
             output_name=name,
             base_model_version=self._family.base_model_version,
             modelspec_architecture=self._family.modelspec_architecture,
-            rank=config.lora_rank,
-            alpha=config.alpha,
+            rank=rank,
+            alpha=alpha,
+            network_args=trained_as(config),
             base_model=self._run.source.title,
             base_model_hash=self._base_hash(),
             network_dropout=config.lora_dropout,
@@ -164,3 +174,12 @@ class Finish:
         if self._run.source.path.is_file():
             return file_sha256(self._run.source.path)[:10]
         return hashlib.sha256(self._run.source.fingerprint.encode()).hexdigest()[:10]
+
+
+def trained_as(config: RunConfig) -> dict[str, str]:
+    """How the adapter was trained where that is not a plain LoRA; the file holds one all the same."""
+    names = ("adapter", "use_rslora", "lora_init", "lora_plus_ratio")
+    changed = {name: getattr(config, name) for name in names if name in config.model_fields_set}
+    if config.adapter == "lora" and not config.use_rslora and config.lora_init != "pissa":
+        return {}
+    return {"trained_rank": str(config.lora_rank), **{name: str(value) for name, value in changed.items()}}

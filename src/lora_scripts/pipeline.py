@@ -75,7 +75,8 @@ def run(
     from lora_scripts.tasks.protocol import Run
     from lora_scripts.training.chosen import Chosen
     from lora_scripts.training.loop import Pauses, train
-    from lora_scripts.training.optimizers import OptimizerSettings, ParameterGroup, make_optimizer
+    from lora_scripts.training.lora_plus import parameter_groups
+    from lora_scripts.training.optimizers import OptimizerSettings, make_optimizer
     from lora_scripts.training.resume import Resumable
 
     started_at = time.time()
@@ -107,7 +108,7 @@ def run(
         events.note(f"Memory: {fitted.summary}.", "info" if fitted.fits else "warning")
     plan = StepPlan.of(data.examples, config.step_size, config.seed)
     max_steps = config.max_steps or (config.epochs or 10) * plan.steps_per_epoch
-    groups = [ParameterGroup(name, parameters, _rate(config, name)) for name, parameters in adapter.groups().items()]
+    groups = parameter_groups(adapter, lambda component: _rate(config, component), config.lora_plus_ratio)
     optimizer = make_optimizer(config.optimizer, groups, OptimizerSettings(weight_decay=config.weight_decay))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     advice = advise(config, len(data.examples), max_steps, plan.uses_per_epoch, num_parameters(family))

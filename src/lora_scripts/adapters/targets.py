@@ -6,6 +6,7 @@ and not `add_to_q`. The component may stand in front of a whole path: `unet.mid_
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,14 @@ from lora_scripts.errors import TargetError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["adaptable_layers", "match_layers", "short_names", "split_targets"]
+__all__ = [
+    "LanguageTargets",
+    "adaptable_layers",
+    "language_model_targets",
+    "match_layers",
+    "short_names",
+    "split_targets",
+]
 
 _NUM_NEAREST = 4
 
@@ -59,6 +67,70 @@ def split_targets(components: Mapping[str, nn.Module], names: Sequence[str]) -> 
         known = sorted({short for layers in paths.values() for short in short_names(layers)})
         raise TargetError(_explain(unmatched, names, " or ".join(components), known))
     return {component: found for component, found in targets.items() if found}
+
+
+@dataclass(frozen=True)
+class LanguageTargets:
+    """The layers of a language model that get an adapter when the user names none.
+
+    Attributes:
+        names: endings of their names, sorted: `down_proj`, `q_proj`, or fused ones such as `qkv_proj`.
+        notes: lines for the user about weights that stay frozen.
+    """
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def language_model_targets(model: nn.Module) -> LanguageTargets:
+    """All linear layers but the head and whatever shares its weight with an embedding.
+
+    A head learns a vocabulary, which readers of LoRA files do not support; layers that are no `nn.Linear` (the experts of
+    most mixtures, GPT-2's Conv1D) have no adapter and are named in the notes.
+
+    Args:
+        model: a transformers model, with its head.
+    Raises:
+        TargetError: there is no such layer.
+    """
+    embeddings = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)}
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    left_out = [path for path, layer in linear.items() if layer is output or id(layer.weight) in embeddings]
+    names = sorted({_unmistakable(path, left_out) for path in linear if path not in left_out})
+    notes = _other_weights(model)
+    if not names:
+        raise TargetError(
+            f"target_modules: {type(model).__name__} has no linear layer besides its head, so no adapter fits it. "
+            + " ".join(notes)
+        )
+    return LanguageTargets(tuple(names), tuple(notes))
+
+
+def _unmistakable(path: str, left_out: Sequence[str]) -> str:
+    """The shortest ending of a path that is a word and matches nothing that is left out."""
+    parts = path.split(".")
+    for start in range(len(parts) - 1, 0, -1):
+        ending = ".".join(parts[start:])
+        if not parts[start].isdigit() and not any(_matches("", other, ending) for other in left_out):
+            return ending
+    return path
+
+
+def _other_weights(model: nn.Module) -> list[str]:
+    """Lines about matrices that no adapter can be put beside."""
+    conv1d = sorted({_name_only(path) for path, layer in model.named_modules() if type(layer).__name__ == "Conv1D"})
+    stacked = sorted({_name_only(path) for path, value in model.named_parameters() if value.ndim == 3})
+    notes = []
+    if conv1d:
+        notes.append(f"Left frozen, as they are GPT-2's Conv1D and no linear layers: {', '.join(conv1d)}.")
+    if stacked:
+        notes.append(f"Left frozen, as they are stacks of experts and no linear layers: {', '.join(stacked)}.")
+    return notes
+
+
+def _name_only(path: str) -> str:
+    return ".".join(_below_innermost_block(path).split(".")[-2:])
 
 
 def short_names(paths: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.adapters.weights import LoRATensors, LoRAWeights
+from lora_scripts.adapters.weights import LoRATensors, LoRAWeights, require_plain
 from lora_scripts.errors import ExportError
 from lora_scripts.export.names import file_path, split_layer
 from lora_scripts.export.peft_config import METADATA_KEY
@@ -25,11 +25,12 @@ def to_diffusers(weights: LoRAWeights, dtype: torch.dtype) -> tuple[dict[str, Te
     scale; it stands in the header entry `lora_adapter_metadata`, one LoraConfig per component.
 
     Raises:
-        ExportError: there is nothing to write.
+        ExportError: there is nothing to write, or a layer is a DoRA.
     Source: huggingface/diffusers, `loaders/lora_base.py`.
     """
     if not weights:
         raise ExportError("Export failed: there is no LoRA layer to write.")
+    require_plain(weights)
     tensors: dict[str, Tensor] = {}
     components: dict[str, dict[str, LoRATensors]] = {}
     for layer, lora in weights.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lora_scripts.adapters.weights import LoRAWeights, require_plain
 from lora_scripts.errors import ExportError
 from lora_scripts.export.names import KOHYA_PREFIXES, kohya_name, split_layer
 from lora_scripts.export.reader import LoRAFile, read_lora_file
@@ -12,8 +13,6 @@ from lora_scripts.export.reader import LoRAFile, read_lora_file
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from lora_scripts.adapters.weights import LoRAWeights
 
 __all__ = ["KOHYA_PREFIXES", "LoRAFile", "read_lora_file", "to_kohya"]
 
@@ -25,13 +24,15 @@ def to_kohya(weights: LoRAWeights, prefixes: Mapping[str, str], dtype: torch.dty
     model is a linear layer or a convolution; `alpha` is 0-d. Alpha keeps float32 where `dtype` would round it.
 
     Raises:
-        ExportError: a component has no prefix, two layers share a name in the file, or there is nothing to write.
+        ExportError: a component has no prefix, two layers share a name in the file, a layer is a DoRA, or there is nothing
+            to write.
     Source: the key names that kohya-ss/sd-scripts writes for Stable Diffusion 1 and 2.
     """
     import torch
 
     if not weights:
         raise ExportError("Export failed: there is no LoRA layer to write.")
+    require_plain(weights)
     tensors: dict[str, Tensor] = {}
     written: dict[str, str] = {}
     for layer, lora in weights.items():
