@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_causal_lms import TEMPLATE, random_lora, save_tiny, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from helpers.tiny_causal_lms import TEMPLATE, random_lora, save_tiny, tiny_model
 from lora_scripts.adapters.weights import LoRAWeights
 from lora_scripts.errors import ExportError, ModelError
 from lora_scripts.export.names import layer_shapes
@@ -148,7 +148,7 @@ def test_a_failed_write_leaves_the_older_folder(
 def test_uneven_ranks_or_alphas_are_refused_with_the_way_on(tmp_path: Path, weights: LoRAWeights) -> None:
     wider = replace(weights[LAYER], lora_A=torch.ones(8, 32), lora_B=torch.ones(32, 8))
     for other in (wider, replace(weights[LAYER], alpha=3.0)):
-        with pytest.raises(ExportError, match="not plain LoRA .* bake the adapter first"):
+        with pytest.raises(ExportError, match=r"not plain LoRA .* bake the adapter first"):
             write_peft_folder(tmp_path / "a", {**weights, LAYER: other}, "b", torch.float32)
     uneven = {LAYER: replace(weights[LAYER], alpha=2.5)}
     with pytest.raises(ExportError, match=r"alphas 2\.5"):
@@ -222,7 +222,7 @@ def load_file_bytes(data: bytes) -> dict[str, torch.Tensor]:
 
 def test_folders_of_other_models_are_refused_with_the_reason(folder: Path, tmp_path: Path) -> None:
     fewer = layer_shapes({"language_model": tiny_model("llama", num_hidden_layers=1)})
-    with pytest.raises(ModelError, match="7 of 14 layers are not in this model.*made for another language model"):
+    with pytest.raises(ModelError, match=r"7 of 14 layers are not in this model.*made for another language model"):
         read_lora_file(folder, fewer)
     wider = layer_shapes({"language_model": tiny_model("llama", hidden_size=64)})
     with pytest.raises(ModelError, match=r"this model's layer is .* made for another base model"):
