@@ -137,7 +137,8 @@ def _side_path(module: nn.Module, low_rank: LoRATensors | StoredLayer) -> Callab
     import torch.nn.functional as F
 
     inner, scale = wrapped_layer(module), low_rank.scale
-    down, up = (matrix.to(inner.weight.device) for matrix in (low_rank.lora_A, low_rank.lora_B))
+    # In float32 whatever the file's dtype is, as its readers compute it.
+    down, up = (matrix.float().to(inner.weight.device) for matrix in (low_rank.lora_A, low_rank.lora_B))
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0].to(down.dtype)
