@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lora_scripts.errors import DataError
 
-__all__ = ["write_atomically"]
+__all__ = ["write_atomically", "write_failure"]
 
 _RENAME_TRIES = 5
 """Windows refuses to replace a file that a virus scanner or an indexer has open; that passes within a second."""
@@ -54,7 +54,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             raise
         _sync_folder(path.parent)
     except OSError as error:
-        raise DataError(_reason(path, len(payload), error)) from error
+        raise DataError(write_failure(path, len(payload), error)) from error
 
 
 def _replace(temporary: Path, path: Path) -> None:
@@ -80,10 +80,13 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _reason(path: Path, num_bytes: int, error: OSError) -> str:
+def write_failure(path: Path, num_bytes: int | None, error: OSError) -> str:
+    """What the system's error means for whoever wanted `path` written, and what to do; `num_bytes` where it is a file."""
+    kind = "folder" if num_bytes is None else "file"
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG):
+        needed = "" if num_bytes is None else f", {num_bytes / 1e6:.1f} MB are needed"
         return (
-            f"{path}: no room left on the disk, {num_bytes / 1e6:.1f} MB are needed. The older file is unharmed. "
+            f"{path}: no room left on the disk{needed}. The older {kind} is unharmed. "
             "Free some space and run the same command again."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -91,4 +94,4 @@ def _reason(path: Path, num_bytes: int, error: OSError) -> str:
             f"{path}: cannot be written ({os.strerror(error.errno)}). Close programs that hold it open, "
             "check the folder's permissions, or choose another place."
         )
-    return f"{path}: cannot be written ({error.strerror or error}). The older file, if any, is unharmed."
+    return f"{path}: cannot be written ({error.strerror or error}). The older {kind}, if any, is unharmed."

@@ -20,6 +20,8 @@ def build_parser() -> argparse.ArgumentParser:
     """All sub-commands; each stores the function that runs it under `run`."""
     from lora_scripts.captioners.command import add_arguments as add_label_arguments
     from lora_scripts.check_command import add_arguments as add_check_arguments
+    from lora_scripts.export.command import add_arguments as add_export_arguments
+    from lora_scripts.merging.command import add_arguments as add_merge_arguments
     from lora_scripts.sampling.command import add_arguments as add_sample_arguments
 
     parser = argparse.ArgumentParser(
@@ -58,6 +60,14 @@ def build_parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="render prompts with LoRA files, or a grid of checkpoints")
     add_sample_arguments(sample)
     sample.set_defaults(run=_sample)
+
+    merge = commands.add_parser("merge", help="add LoRAs to the weights of a language model for good")
+    add_merge_arguments(merge)
+    merge.set_defaults(run=_merge)
+
+    export = commands.add_parser("export", help="write a language model's LoRA for vLLM, llama.cpp, mlx-lm or PEFT")
+    add_export_arguments(export)
+    export.set_defaults(run=_export)
 
     targets = commands.add_parser("targets", help="list the layers of a base model that can get an adapter")
     targets.add_argument("base_model", help="as base_model in a config")
@@ -120,6 +130,18 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _sample(arguments: argparse.Namespace) -> int:
     from lora_scripts.sampling.command import run
+
+    return run(arguments)
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from lora_scripts.merging.command import run
+
+    return run(arguments)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from lora_scripts.export.command import run
 
     return run(arguments)
 

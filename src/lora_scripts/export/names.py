@@ -14,10 +14,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["KOHYA_PREFIXES", "LayerShapes", "file_path", "kohya_name", "layer_shapes", "split_layer", "wrapped_layer"]
+__all__ = [
+    "KOHYA_PREFIXES",
+    "LANGUAGE_MODEL",
+    "LayerShapes",
+    "file_path",
+    "kohya_name",
+    "layer_shapes",
+    "split_layer",
+    "wrapped_layer",
+]
 
 KOHYA_PREFIXES: Mapping[str, str] = {"unet": "lora_unet", "text_encoder": "lora_te"}
 """Component to key prefix in a kohya file of Stable Diffusion 1 and 2."""
+
+LANGUAGE_MODEL = "language_model"
+"""The component that is a whole language model of transformers."""
 
 LayerShapes = Mapping[str, tuple[int, ...]]
 """Layer name with its component in front, to the shape of its weight."""

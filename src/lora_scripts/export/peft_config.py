@@ -12,10 +12,15 @@ from typing import Any
 
 from lora_scripts.errors import ModelError
 
-__all__ = ["AdapterConfig", "folder_config", "header_configs"]
+__all__ = ["LANGUAGE_MODEL_TASK", "AdapterConfig", "folder_config", "header_configs"]
 
 METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps the configuration of a LoRA in a file's header."""
+
+LANGUAGE_MODEL_TASK = "CAUSAL_LM"
+
+_CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda")
+"""Initialisations that subtract the adapter's start from the base's weights: beside the plain base it would add too much."""
 
 _PLAIN_PATTERN = re.compile(r"\^?[\w.\-]+\$?")
 
@@ -28,11 +33,13 @@ class AdapterConfig:
         lora_alpha: the scale's numerator, for layers that `alpha_pattern` does not name.
         alpha_pattern: ending of a layer's path (with `^` in front: the whole path) to its alpha.
         use_rslora: the scale is alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732).
+        task_type: "CAUSAL_LM" for a language model, empty for a picture model.
     """
 
     lora_alpha: float
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     use_rslora: bool = False
+    task_type: str = ""
 
     def alpha_of(self, spellings: Sequence[str], rank: int) -> float:
         """Alpha of a layer so that alpha / rank is its scale; `spellings` are the paths it may be called by."""
@@ -102,6 +109,12 @@ def _config(source: Path, values: Any) -> AdapterConfig:
             raise ModelError(f"{source}: the adapter is a {what}. Only plain LoRA can be read here.")
     if values.get("bias", "none") != "none" or values.get("lora_bias"):
         raise ModelError(f"{source}: the adapter changes biases as well. Only plain LoRA can be read here.")
+    start = str(values.get("init_lora_weights", ""))
+    if start.startswith(_CHANGES_THE_BASE):
+        raise ModelError(
+            f"{source}: the adapter was started with {start} and fits only the base that this start has changed. Save it "
+            "as a difference to the plain base (in PEFT: path_initial_model_for_weight_conversion)."
+        )
     try:
         rank = int(values.get("r", 0))
         alpha = float(values.get("lora_alpha", rank))
@@ -113,4 +126,5 @@ def _config(source: Path, values: Any) -> AdapterConfig:
         raise ModelError(
             f"{source}: alpha_pattern holds a regular expression ({strange[0]}); only layer names are read."
         )
-    return AdapterConfig(alpha, patterns, bool(values.get("use_rslora", False)))
+    task = str(values.get("task_type") or "")
+    return AdapterConfig(alpha, patterns, bool(values.get("use_rslora", False)), task)

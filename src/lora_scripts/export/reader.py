@@ -1,4 +1,4 @@
-"""LoRA files of Stable Diffusion 1 and 2 in the spellings in use: kohya, diffusers old and new, PEFT.
+"""LoRA files in the spellings in use: kohya, diffusers old and new, PEFT; of Stable Diffusion and of language models.
 
 What is not plain LoRA (LoHa, LoKr, DoRA, ...), what was made for another architecture and what is damaged is refused with
 the reason: a file read half would give a picture that nobody can explain.
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_scripts.adapters.weights import LoRATensors, LoRAWeights
 from lora_scripts.errors import ModelError
-from lora_scripts.export.names import as_shapes, file_path, kohya_name, split_layer
-from lora_scripts.export.peft_config import AdapterConfig, folder_config, header_configs
+from lora_scripts.export.names import LANGUAGE_MODEL, as_shapes, file_path, kohya_name, split_layer
+from lora_scripts.export.peft_config import LANGUAGE_MODEL_TASK, AdapterConfig, folder_config, header_configs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,11 +215,12 @@ def _weights_of(
             groups.setdefault(name, {})[part] = tensor
         else:
             strangers.append(key)
-    resolve = _Names(layers)
+    configs = _configs(file, header, kind)
+    of_language_model = any(config.task_type == LANGUAGE_MODEL_TASK for config in configs.values())
+    resolve = _Names(layers, LANGUAGE_MODEL if of_language_model else "unet")
     unmatched = strangers + [name for name in groups if resolve(name, kind) is None]
     if unmatched:
-        raise ModelError(_unmatched_text(file, unmatched, len(groups) + len(strangers)))
-    configs = _configs(file, header, kind)
+        raise ModelError(_unmatched_text(file, unmatched, len(groups) + len(strangers), layers or ()))
     weights: dict[str, LoRATensors] = {}
     for name, parts in groups.items():
         layer = resolve(name, kind)
@@ -244,8 +245,9 @@ def _dotted(base: str, component: str | None, old_spelling: bool) -> str:
 class _Names:
     """From a name in a file to the model's own name, or None where the model has no such layer."""
 
-    def __init__(self, layers: Mapping[str, object] | None) -> None:
+    def __init__(self, layers: Mapping[str, object] | None, unnamed: str) -> None:
         self.free = layers is None
+        self.unnamed = unnamed  # the component that dotted names without one belong to
         self.table: dict[str, str] = {}
         for layer in layers or ():
             component, path = split_layer(layer)
@@ -265,7 +267,8 @@ class _Names:
                 if name.startswith(prefix):
                     return f"{component}.{name.removeprefix(prefix)}"
             return None
-        return name if name.startswith(tuple(f"{component}." for component in _COMPONENTS)) else f"unet.{name}"
+        known = name.startswith(tuple(f"{component}." for component in _COMPONENTS))
+        return name if known else f"{self.unnamed}.{name}"
 
 
 def _configs(file: Path, header: Mapping[str, str], kind: Format) -> Mapping[str, AdapterConfig]:
@@ -329,14 +332,18 @@ def _fit(file: Path, name: str, down: Tensor, up: Tensor, shape: tuple[int, ...]
     return (down, up) if len(shape) == 4 else (down[:, :, 0, 0], up[:, :, 0, 0])
 
 
-def _unmatched_text(file: Path, unmatched: list[str], num_names: int) -> str:
+def _unmatched_text(file: Path, unmatched: list[str], num_names: int, layers: Iterable[str]) -> str:
     shown = ", ".join(unmatched[:_SHOWN])
     more = f" and {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
-    return f"{file}: {len(unmatched)} of {num_names} layers are not in this model: {shown}{more}. {_reason(unmatched)}"
+    return f"{file}: {len(unmatched)} of {num_names} layers are not in this model: {shown}{more}. {_reason(unmatched, layers)}"
 
 
-def _reason(unmatched: list[str]) -> str:
+def _reason(unmatched: list[str], layers: Iterable[str]) -> str:
     text = "\n".join(unmatched)
+    if any(split_layer(layer)[0] == LANGUAGE_MODEL for layer in layers):
+        if any(mark in text for mark in ("lora_unet_", "lora_te", "unet.", "transformer_blocks")):
+            return "It looks like a LoRA for a picture model; this base model is a language model."
+        return "It was made for another language model, or trains layers of a kind that is not supported."
     if any(mark in text for mark in ("lora_te2_", "input_blocks", "output_blocks", "middle_block_", "text_encoder_2.")):
         return "It looks like a LoRA for SDXL, which does not fit this base model."
     if any(mark in text for mark in ("double_blocks", "single_blocks", "single_transformer_blocks")):

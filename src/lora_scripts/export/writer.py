@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.adapters.weights import LoRAWeights
 
-__all__ = ["safetensors_bytes", "write_lora"]
+__all__ = ["require_finite", "safetensors_bytes", "write_lora"]
 
 
 def write_lora(
@@ -38,7 +38,7 @@ def write_lora(
         ExportError: a number is not finite, or not in `dtype`; the place cannot be written. Nothing was written.
     """
     path = Path(path)
-    _check_finite(path, weights, dtype)
+    require_finite(path, weights, dtype)
     tensors = to_kohya(weights, prefixes, dtype)
     texts = with_hashes(tensors, metadata)
     room = MAX_HEADER_BYTES - _entries_bytes(tensors)
@@ -74,7 +74,12 @@ def _entries_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(len(name) + len(str(tuple(tensor.shape))) + 80 for name, tensor in tensors.items())
 
 
-def _check_finite(path: Path, weights: LoRAWeights, dtype: torch.dtype) -> None:
+def require_finite(path: Path, weights: LoRAWeights, dtype: torch.dtype) -> None:
+    """Does nothing when every number is finite, also in `dtype`.
+
+    Raises:
+        ExportError: names the layer; `path` was not written.
+    """
     import torch
 
     for layer, lora in weights.items():

@@ -1,0 +1,1 @@
+"""LoRA files added into the weights of their base model for good."""

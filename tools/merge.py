@@ -1,0 +1,11 @@
+"""Merge LoRAs into a model: `python tools/merge.py --base-model M --lora L --output DIR`. As `lora-scripts merge`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+if __name__ == "__main__":
+    from lora_scripts.cli import main
+
+    sys.exit(main(["merge", *sys.argv[1:]]))
