@@ -32,7 +32,9 @@ class Pieces:
         """
         self._tokenizer, self._stops, self._on_text, self._stripped = tokenizer, stops, on_text, stripped
         self._tokens: list[int] = []
-        self._shown_from = self._shown_to = 0  # tokens whose text is out; the last of them are decoded with what follows
+        self._shown_from = self._shown_to = (
+            0  # tokens whose text is out; the last of them are decoded with what follows
+        )
         self._blank = ""
         self._prompt_came = False
         self.text = ""
@@ -78,6 +80,4 @@ class Pieces:
             self._on_text(piece)
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(
-            self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))

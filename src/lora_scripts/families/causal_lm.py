@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.adapters.targets import language_model_targets
+from lora_scripts.export.names import LANGUAGE_MODEL
 from lora_scripts.families.protocol import Batch, Loss
 from lora_scripts.models.language_model import load_language_model
 from lora_scripts.models.segment_attention import segments_at_work
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CausalLanguageModel"]
 
-COMPONENT = "language_model"
 DEFAULT_MOST_TOKENS = 2048
 TRIAL_LENGTHS = (5, 9, 3)
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
@@ -62,16 +63,12 @@ class CausalLanguageModel:
 
     @property
     def components(self) -> Mapping[str, nn.Module]:
-        return {COMPONENT: self.model}
+        return {LANGUAGE_MODEL: self.model}
 
     @property
     def default_targets(self) -> Mapping[str, Sequence[str]]:
         """All linear layers but the head."""
-        from lora_scripts.adapters.targets import adaptable_layers, short_names
-
-        head = self.model.get_output_embeddings()
-        layers = adaptable_layers(self.model)
-        return {COMPONENT: short_names(name for name, layer in layers.items() if layer is not head)}
+        return {LANGUAGE_MODEL: language_model_targets(self.model).names}
 
     @property
     def most_tokens(self) -> int:

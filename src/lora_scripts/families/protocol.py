@@ -195,6 +195,7 @@ class LanguageFamily(ModelFamily, Protocol):
         tokenizer: the model's own, of transformers.
         most_tokens: the longest text that the model was made for.
         packs: whether the texts of a batch go through it one behind the other, without padding.
+        notes: lines for people on how the model is run.
     """
 
     @property
@@ -203,6 +204,8 @@ class LanguageFamily(ModelFamily, Protocol):
     def most_tokens(self) -> int: ...
     @property
     def packs(self) -> bool: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
         """The model's answers, the same for the same request whatever else is in the list."""

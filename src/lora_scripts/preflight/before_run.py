@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_scripts.preflight.model_step import LoadedModel
     from lora_scripts.training.events import Events
 
-__all__ = ["check_before_run", "is_measured"]
+__all__ = ["check_before_run", "is_measured", "tell_or_refuse"]
 
 
 def is_measured(device: torch.device, goes_on: bool) -> bool:
@@ -55,9 +55,19 @@ def check_before_run(
         DataError: something is red, `force` is not set and no checkpoint is in the output folder.
         LoraScriptsError: a setting names layers or a LoRA that are not there.
     """
-    goes_on = bool(list_checkpoints(config.output_dir))
-    measure = is_measured(model.device, goes_on)
+    measure = is_measured(model.device, goes_on=bool(list_checkpoints(config.output_dir)))
     report = preflight(config, dataset, resolution, cache, model, measure=measure, progress=progress)
+    tell_or_refuse(report, config, events, force)
+    return report
+
+
+def tell_or_refuse(report: Report, config: RunConfig, events: Events, force: bool) -> None:
+    """Tells every finding of a check, and refuses the run where `check_before_run` says so.
+
+    Raises:
+        DataError: something is red, `force` is not set and no checkpoint is in the output folder.
+    """
+    goes_on = bool(list_checkpoints(config.output_dir))
     refused = report.blocked and not force and not goes_on
     # What is red is then told by the error, once.
     for text, is_warning in report_notes(report, with_red=not refused):
@@ -66,4 +76,3 @@ def check_before_run(
         why = "a run that goes on is not stopped" if goes_on else "--force starts the run all the same"
         events.note(f"The check found {count(report.count('red'), 'red finding')}; {why}.", "warning")
     report.require_good(force or goes_on)
-    return report

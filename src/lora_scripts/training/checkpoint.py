@@ -85,8 +85,11 @@ def save_checkpoint(
         for name, data in _contents(checkpoint).items():
             _write(partial / name, data)
         write_extra(partial)
-        files = sorted(path for path in partial.iterdir() if path.is_file())
-        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        manifest = {
+            path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in files
+        }
         _write(partial / "manifest.json", json.dumps({"format": FORMAT, "files": manifest}, indent=1).encode())
         _sync_folder(partial)
         if final.exists():  # a damaged one of the same step: kept for whoever wants to look, under another name

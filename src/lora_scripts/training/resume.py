@@ -98,8 +98,8 @@ class Resumable:
         if checkpoint is None:
             return LoopState(checkpointing=checkpointing)
         folder = output_dir / f"checkpoint-{checkpoint.step}"
-        files = [path for path in folder.glob("*.safetensors") if path.name.endswith(f"-{checkpoint.step}.safetensors")]
-        refuse_differences(checkpoint.identity, self._identity, output_dir, files[0] if files else None)
+        loras = [path for path in folder.iterdir() if path.stem.endswith(f"-{checkpoint.step}")]
+        refuse_differences(checkpoint.identity, self._identity, output_dir, loras[0] if loras else None)
         self._adapter.load_state_dict(checkpoint.adapter)
         load_optimizer_state(self._optimizer, checkpoint.optimizer_tensors, checkpoint.optimizer_state)
         state = LoopState(**{**checkpoint.loop, "checkpointing": checkpointing})
