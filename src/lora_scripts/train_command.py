@@ -100,9 +100,24 @@ def _require_writable(folder: Path) -> None:
 
 
 def _next_steps(config: RunConfig, file: Path) -> str:
+    return NEXT_STEPS[config.task_type](config, file)
+
+
+def _of_pictures(config: RunConfig, file: Path) -> str:
     trigger = f"{config.trigger_word}, " if config.trigger_word else ""
     return (
         f"Use it: copy {file.name} to models/Lora (WebUI) or models/loras (ComfyUI) and write {trigger}... <lora:{config.name}:0.8>\n"
         f'Try it: lora-scripts sample --base-model {config.base_model} --prompt "{trigger}... <lora:{config.name}:0.8>" '
         f"--lora-dir {config.output_dir} --output pictures"
     )
+
+
+def _of_dialogues(config: RunConfig, folder: Path) -> str:
+    system = f' --system "{config.system_prompt}"' if config.system_prompt else ""
+    return (
+        f"Use it: {folder} is a PEFT folder, which transformers and vLLM load as it is (README.md in it)\n"
+        f"Talk with it: lora-scripts chat --base-model {config.base_model} --lora {folder} --side-by-side{system}"
+    )
+
+
+NEXT_STEPS = {"text-to-image": _of_pictures, "text-generation": _of_dialogues}

@@ -12,6 +12,7 @@ from lora_scripts.errors import ModelError
 from lora_scripts.export.names import LANGUAGE_MODEL, layer_shapes
 from lora_scripts.models.file_kinds import looks_like
 from lora_scripts.models.hub import cached_file
+from lora_scripts.models.language_model import load_language_model
 from lora_scripts.models.recognise import read_json, shard_names
 
 if TYPE_CHECKING:
@@ -88,18 +89,7 @@ class LanguageBase:
         Raises:
             ModelError: it is incomplete or damaged, or transformers does not know this kind of model.
         """
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise ModelError(self._unusable(error)) from None
-        return model.eval().requires_grad_(False)
+        return load_language_model(self.folder, self.name, dtype)
 
     def _unusable(self, error: Exception) -> str:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lora_scripts.adapters.targets import language_model_targets
 from lora_scripts.export.names import LANGUAGE_MODEL
 from lora_scripts.families.protocol import Batch, Loss
-from lora_scripts.models.language_model import load_language_model
+from lora_scripts.models.language_model import load_language_model, load_tokenizer
 from lora_scripts.models.segment_attention import segments_at_work
 from lora_scripts.objectives.next_token import Head, next_token_losses
 
@@ -58,8 +58,9 @@ class CausalLanguageModel:
 
     @classmethod
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
-        model, tokenizer = load_language_model(source, device, dtype)
-        return cls(model, tokenizer, config.packing)
+        tokenizer = load_tokenizer(source.path, source.name)
+        model = load_language_model(source.path, source.name, dtype)
+        return cls(model.to(device), tokenizer, config.packing)
 
     @property
     def components(self) -> Mapping[str, nn.Module]:
@@ -80,10 +81,9 @@ class CausalLanguageModel:
 
         if on:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        elif self.model.is_gradient_checkpointing:
-            self.model.gradient_checkpointing_disable()
         for layer in self.model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
+                layer.gradient_checkpointing = on
                 layer.training = on  # transformers asks for it; the modules below it stay in evaluation mode
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:

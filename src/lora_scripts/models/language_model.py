@@ -7,31 +7,33 @@ from typing import TYPE_CHECKING, Any
 from lora_scripts.errors import ModelError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import PreTrainedModel
 
-    from lora_scripts.models.source import BaseModel
 
 __all__ = ["load_language_model", "load_tokenizer"]
 
 
-def load_language_model(source: BaseModel, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
-    """The frozen model in evaluation mode, and its tokenizer.
+def load_language_model(folder: Path, name: str, dtype: torch.dtype | str) -> PreTrainedModel:
+    """The frozen model on the CPU, in evaluation mode.
 
+    Args:
+        folder: in transformers' layout.
+        name: of the model, for messages.
+        dtype: of the weights; "auto" keeps that of its files.
     Raises:
         ModelError: the folder is incomplete or damaged, wants code of its own, or is of a kind that transformers lacks.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    tokenizer = load_tokenizer(source)
-    logging.set_verbosity_error()  # what it says of missing and surplus weights is checked below
+    logging.set_verbosity_error()  # what it says of missing weights is an error below
+    logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
         model, loading = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            config=config,
+            folder,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
@@ -39,19 +41,18 @@ def load_language_model(source: BaseModel, device: torch.device, dtype: torch.dt
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ModelError(f"base_model {source.name}: {_reason(error)}") from None
+        raise ModelError(f"base_model {name}: {_reason(error)}") from None
     lacking = sorted(loading["missing_keys"])
     if lacking:
         raise ModelError(
-            f"base_model {source.name}: {len(lacking)} of its weights are missing, {lacking[0]} among them. "
+            f"base_model {name}: {len(lacking)} of its weights are missing, {lacking[0]} among them. "
             "Copy or download the whole model."
         )
-    with torch.no_grad():
-        model.requires_grad_(False).eval().to(device)
-    return model, tokenizer
+    frozen: PreTrainedModel = model.eval().requires_grad_(False)
+    return frozen
 
 
-def load_tokenizer(source: BaseModel) -> Any:
+def load_tokenizer(folder: Path, name: str) -> Any:
     """The tokenizer that lies beside the weights.
 
     Raises:
@@ -60,17 +61,15 @@ def load_tokenizer(source: BaseModel) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.path, local_files_only=True, trust_remote_code=False, use_fast=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
     except Exception as error:  # what its many readers raise has no common base
         raise ModelError(
-            f"base_model {source.name}: its tokenizer cannot be read ({type(error).__name__}). The folder needs "
+            f"base_model {name}: its tokenizer cannot be read ({type(error).__name__}). The folder needs "
             "tokenizer.json or tokenizer.model, and tokenizer_config.json: copy or download the whole model."
         ) from None
     if not tokenizer.is_fast:
         raise ModelError(
-            f"base_model {source.name}: its tokenizer has no fast form (tokenizer.json), which is needed to tell which "
+            f"base_model {name}: its tokenizer has no fast form (tokenizer.json), which is needed to tell which "
             "tokens an answer became. Use a version of the model that has it."
         )
     return tokenizer
