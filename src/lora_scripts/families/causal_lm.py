@@ -10,6 +10,7 @@ Legend for shapes: B texts, L longest of them in tokens, M most trained tokens, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -80,7 +81,9 @@ class CausalLanguageModel:
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         if on:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # What is computed again, in the backward pass, must attend as it did the first time.
+            again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self._attention())}
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
         for layer in self.model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.gradient_checkpointing = on
@@ -157,11 +160,11 @@ class CausalLanguageModel:
         return scores.reshape(-1, scores.shape[-1]).float()
 
     def _run(self, module: nn.Module, batch: Batch) -> Any:
-        inputs = self._inputs(batch)
-        if not self.packs:
-            return module(**inputs)
-        with segments_at_work(self.model):
-            return module(**inputs)
+        with self._attention():
+            return module(**self._inputs(batch))
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return segments_at_work(self.model) if self.packs else nullcontext()
 
     # Finding out what it allows ----------------------------------------------------------------------------------------
 
