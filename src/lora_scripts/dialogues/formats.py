@@ -165,7 +165,10 @@ def _part(part: object, where: str) -> str:
 
 
 def _first(keys: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    return next((name for name in names if name in keys), None)
+    for name in names:  # called for every turn: a generator would take a tenth of all reading
+        if name in keys:
+            return name
+    return None
 
 
 def _lower_keys(entry: Mapping[Any, Any]) -> dict[str, Any]:

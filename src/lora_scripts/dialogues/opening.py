@@ -14,7 +14,7 @@ from lora_scripts.dialogues.dialogue_set import SHOWN, DialogueData, DialogueSet
 from lora_scripts.dialogues.formats import RowContent, RowError, parse_row
 from lora_scripts.dialogues.reader import ROW_SUFFIXES, SourceRow, read_rows
 from lora_scripts.dialogues.text_lines import mended
-from lora_scripts.dialogues.turns import NothingToLearnError, put_in_order
+from lora_scripts.dialogues.turns import IS_EMPTY, NothingToLearnError, put_in_order
 from lora_scripts.errors import DataError
 
 __all__ = ["MOST_BAD", "open_dialogues"]
@@ -151,7 +151,7 @@ def _understand(row: SourceRow, system_prompt: str | None) -> tuple[RowContent, 
             changes.append(HALF_CHARACTERS)
         return RowContent(whole), changes
     if not content.text.strip():
-        raise NothingToLearnError("its text is empty")
+        raise NothingToLearnError(f"its text {IS_EMPTY}")
     text = mended(content.text)
     return RowContent(text=text), [HALF_CHARACTERS] if text != content.text else []
 

@@ -73,36 +73,28 @@ def render_row(template: ChatTemplate, row: Dialogue, train_on: TrainOn) -> list
     if not row.messages:
         text = template.bos + row.text + template.eos
         return [Rendered(text, ((len(template.bos), len(text)),), splits=True)]
-    messages, remarks = row.messages, []
+    messages = row.messages
     if any(message.role == "tool" for message in messages) and not template.writes_tool:
         raise RowError("has results of tools, which the chat template cannot write")
+    examples = _everything if train_on == "all" else _answers
+    has_system = any(message.role == "system" for message in messages)
     try:
-        if any(message.role == "system" for message in messages):
-            messages, folded = _with_system(template, messages)
-            remarks += [FOLDED] if folded else []
-        if train_on == "all":
-            return [_everything(template, messages, remarks)]
-        return _answers(template, messages, remarks)
+        if not has_system or template.writes_system:
+            try:
+                return examples(template, messages, [])
+            except TemplateRefusal:
+                if not has_system:
+                    raise
+        return examples(template, fold_system(messages), [FOLDED])
     except TemplateRefusal as refusal:
         raise RowError(f"the chat template refuses it: {refusal}") from None
 
 
-def _with_system(template: ChatTemplate, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], bool]:
-    """The messages as the template takes them, and whether the system text had to move."""
-    if template.writes_system:
-        try:
-            template.render(messages)
-            return messages, False
-        except TemplateRefusal:
-            pass  # it may take no system text in the middle
-    return fold_system(messages), True
-
-
-def _everything(template: ChatTemplate, messages: Sequence[Message], remarks: list[str]) -> Rendered:
+def _everything(template: ChatTemplate, messages: Sequence[Message], remarks: list[str]) -> list[Rendered]:
     text = template.render(messages).rstrip()
     if not (template.end_of_turn and text.endswith(template.end_of_turn)):
         text += template.eos
-    return Rendered(text, ((0, len(text)),), remarks=tuple(remarks))
+    return [Rendered(text, ((0, len(text)),), remarks=tuple(remarks))]
 
 
 def _answers(template: ChatTemplate, messages: Sequence[Message], remarks: list[str]) -> list[Rendered]:

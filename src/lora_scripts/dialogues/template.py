@@ -81,6 +81,11 @@ class ChatTemplate:
         return hashlib.sha256(whole.encode()).hexdigest()
 
     @property
+    def special_tokens(self) -> list[str]:
+        """Texts that the tokenizer takes for marks of the template, wherever they stand."""
+        return sorted(token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+
+    @property
     def note(self) -> str:
         """One sentence about where the template comes from, for people."""
         if self.is_own:

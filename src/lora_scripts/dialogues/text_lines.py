@@ -12,13 +12,14 @@ from typing import BinaryIO
 from lora_scripts.data.caption_files import decode_text
 from lora_scripts.errors import DataError
 
-__all__ = ["MOJIBAKE", "find_encoding", "is_garbled", "mended", "read_lines"]
+__all__ = ["find_encoding", "is_garbled", "mended", "read_lines"]
 
 _SAMPLE_BYTES = 1_000_000
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CODECS = {"UTF-8": "utf-8-sig", "UTF-16": "utf-16", "GBK": "gb18030", "Western (Windows-1252)": "cp1252"}
 
-MOJIBAKE = re.compile("[\u00c2-\u00f4][\u0080-\u00bf\u20ac\u0153\u201a-\u2122]{1,3}|锟斤拷|烫烫烫|ï¿½")
+_CP1252 = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
+_MOJIBAKE = re.compile(f"[\u00c2-\u00f4][\u0080-\u00bf{_CP1252}]{{1,3}}|锟斤拷|烫烫烫|ï¿½")
 """Candidates for UTF-8 text that was once read as Western, and what GBK readers make of lost characters."""
 
 
@@ -95,17 +96,22 @@ def is_garbled(text: str) -> str:
         return ""
     if "\ufffd" in text:
         return "replacement characters (lost letters)"
-    for match in MOJIBAKE.finditer(text):
+    for match in _MOJIBAKE.finditer(text):
         piece = match[0]
         if not "\u00c2" <= piece[0] <= "\u00f4" or piece == "ï¿½":
             return f"garbled letters ({piece})"
         for length in (4, 3, 2):  # the longest reading first: a byte of a character may look like a letter
             try:
-                piece[:length].encode("cp1252").decode("utf-8")
+                _western_bytes(piece[:length]).decode("utf-8")
             except UnicodeError:
                 continue
             return f"garbled letters ({piece[:length]})"
     return ""
+
+
+def _western_bytes(text: str) -> bytes:
+    """The bytes that a Western reader took for these letters; it passes those on that its code page has no letter for."""
+    return b"".join(letter.encode("cp1252" if letter in _CP1252 else "latin-1") for letter in text)
 
 
 @contextmanager

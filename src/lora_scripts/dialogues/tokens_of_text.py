@@ -6,6 +6,7 @@ Legend for shapes: L tokens of one text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.dialogues.spans import Rendered
@@ -40,7 +41,8 @@ def marked_tokens(tokenizer: Any, texts: Sequence[Rendered]) -> list[tuple[NDArr
     marked = []
     for each, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         tokens = np.asarray(ids, dtype=np.int32)
-        marked.append((tokens, _marks(each, np.asarray(offsets, dtype=np.int64).reshape(-1, 2))))
+        places = np.fromiter(chain.from_iterable(offsets), dtype=np.int64, count=2 * len(tokens)).reshape(-1, 2)
+        marked.append((tokens, _marks(each, places)))
     return marked
 
 

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from lora_scripts.dialogues.conversation import Message
 from lora_scripts.dialogues.formats import RowError
 
-__all__ = ["NothingToLearnError", "put_in_order"]
+__all__ = ["IS_EMPTY", "NothingToLearnError", "put_in_order"]
 
 JOINED = "turns of one speaker in a row were joined by a blank line"
 DROPPED_TAIL = "turns after the last answer were dropped: nothing answers them"
+
+
+IS_EMPTY = "is empty"
+"""How the reasons of rows with an empty answer end."""
 
 
 class NothingToLearnError(RowError):
@@ -47,7 +51,7 @@ def put_in_order(messages: Sequence[Message], system_prompt: str | None) -> tupl
     for number, message in enumerate(answers, start=1):
         if not message.content.strip():
             which = "the answer" if len(answers) == 1 else f"answer {number} of {len(answers)}"
-            raise NothingToLearnError(f"{which} is empty")
+            raise NothingToLearnError(f"{which} {IS_EMPTY}")
     if system_prompt and all(message.role != "system" for message in joined):
         joined.insert(0, Message("system", system_prompt))
     return tuple(joined), list(dict.fromkeys(changes))
