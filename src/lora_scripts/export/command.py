@@ -181,9 +181,14 @@ def _write_vllm(job: Job) -> list[str]:
 
 
 def _peft_logits(job: Job, model: Any, input_ids: Tensor) -> Tensor:
+    """By PEFT itself, which changes the model for good."""
+    import warnings
+
     from peft import PeftModel
 
-    logits: Tensor = PeftModel.from_pretrained(model, str(job.output)).eval()(input_ids).logits
+    with warnings.catch_warnings():  # PEFT asks transformers for names that are on their way out
+        warnings.simplefilter("ignore", FutureWarning)
+        logits: Tensor = PeftModel.from_pretrained(model, str(job.output)).eval()(input_ids).logits
     return logits
 
 
