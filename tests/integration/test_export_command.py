@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.commands import command
-from helpers.tiny_causal_lms import KINDS, TEMPLATE, random_lora, save_tiny, tiny_model
+from helpers.tiny_causal_lms import KINDS, TEMPLATE, probe, random_lora, save_tiny, tiny_model
 from lora_scripts.export.names import layer_shapes
 from lora_scripts.export.peft_folder import write_peft_folder
 from lora_scripts.export.reader import read_lora_file
@@ -72,7 +72,7 @@ def test_peft_folder_is_plain_and_complete(tmp_path: Path, capsys: Capsys) -> No
 
 
 @pytest.mark.parametrize(
-    ("rank", "alpha", "wanted"), [(4, 6.0, (8, 12)), (3, 4.0, (8, 11)), (8, 5.0, (8, 5)), (9, 9.0, (16, 16))]
+    ("rank", "alpha", "wanted"), [(4, 6.0, (8, 8)), (3, 4.0, (8, 8)), (8, 5.0, (8, 5)), (9, 9.0, (16, 16))]
 )
 def test_vllm_folder_has_a_rank_of_its_list_and_a_whole_alpha(
     rank: int, alpha: float, wanted: tuple[int, int], tmp_path: Path, capsys: Capsys
@@ -184,9 +184,11 @@ def test_a_template_that_ends_answers_otherwise_than_the_model_is_told(tmp_path:
     assert "the template ends an answer with '<|user|>', which is no stop token of this model" in out
 
 
-def test_no_check_writes_without_loading_the_base(tmp_path: Path, capsys: Capsys) -> None:
+def test_no_check_writes_without_loading_the_base(
+    tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, lora = base_and_lora(tmp_path)
-    (base / "model.safetensors").unlink()
+    monkeypatch.setattr("lora_scripts.export.language_base.LanguageBase.load", lambda *_: pytest.fail("loaded"))
     out = export(capsys, "peft", base, lora, tmp_path / "out", "--no-check")
     assert "largest logit difference" not in out
     assert "read back, 28 of 28 tensors" in out
@@ -202,8 +204,8 @@ def test_wrong_outputs_are_refused_before_anything_is_loaded(tmp_path: Path, cap
 def test_wrong_bases_and_loras_end_in_one_message(tmp_path: Path, capsys: Capsys) -> None:
     base, lora = base_and_lora(tmp_path)
     out = tmp_path / "out"
-    assert "no such folder here" in refused(capsys, "peft", tmp_path / "nowhere", lora, out)
-    assert "picture model" in refused(capsys, "peft", "builtin:mini-sd", lora, out)
+    assert "no such file or folder" in refused(capsys, "peft", tmp_path / "nowhere", lora, out)
+    assert "is a model that makes pictures" in refused(capsys, "peft", "builtin:mini-sd", lora, out)
     assert "no such LoRA file or folder" in refused(capsys, "peft", base, tmp_path / "nothing", out)
     other = save_tiny(tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
@@ -216,13 +218,43 @@ def test_wrong_bases_and_loras_end_in_one_message(tmp_path: Path, capsys: Capsys
     assert not out.exists()
 
 
-def test_adapters_that_are_not_plain_are_refused_with_the_way_on(tmp_path: Path, capsys: Capsys) -> None:
-    base, lora = base_and_lora(tmp_path)
-    config = json.loads((lora / "adapter_config.json").read_text())
-    (lora / "adapter_config.json").write_text(
-        json.dumps({**config, "use_rslora": True, "lora_alpha": 5, "alpha_pattern": {"q_proj": 3}})
+@pytest.mark.parametrize("target", ["peft", "vllm", "llamacpp", "mlx"])
+def test_scales_and_ranks_that_loaders_misread_are_folded_in(target: str, tmp_path: Path, capsys: Capsys) -> None:
+    """rsLoRA, an alpha with a fraction, alphas by layer, and unequal ranks, against PEFT on the folder as it was."""
+    from peft import LoraConfig, get_peft_model
+
+    base = save_tiny(tmp_path / "base")
+    config = LoraConfig(
+        r=4,
+        lora_alpha=5.5,
+        use_rslora=True,
+        target_modules=["q_proj", "up_proj", "o_proj"],
+        rank_pattern={"up_proj": 6},
+        alpha_pattern={"o_proj": 3},
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
     )
-    assert "bake the adapter first" in refused(capsys, "llamacpp", base, lora, tmp_path / "out.gguf")
+    torch.manual_seed(5)
+    model = get_peft_model(tiny_model("llama"), config).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    output = tmp_path / ("out.gguf" if target == "llamacpp" else "out")
+    out = export(capsys, target, base, tmp_path / "theirs", output)
+    assert "scale folded into lora_B, 4 layers padded with zeros: nothing lost" in out
+    shown = out.partition("largest logit difference from the trained model ")[2].split()[0]
+    assert float(shown) < 1e-4
+    if target == "peft":
+        with torch.no_grad():
+            torch.testing.assert_close(through_peft(base, output), model(probe()).logits, atol=1e-4, rtol=0)
+
+
+def through_peft(base: Path, folder: Path) -> torch.Tensor:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    with torch.no_grad():
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+        logits: torch.Tensor = model(probe()).logits
+    return logits
 
 
 def test_a_model_that_llama_cpp_names_otherwise_is_refused(tmp_path: Path, capsys: Capsys) -> None:

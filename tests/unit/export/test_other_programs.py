@@ -17,21 +17,10 @@ from lora_scripts.export.gguf_adapter import read_gguf_adapter, write_gguf_adapt
 from lora_scripts.export.language_base import LanguageBase, open_base
 from lora_scripts.export.mlx import read_mlx_folder, write_mlx_folder
 from lora_scripts.export.names import layer_shapes
-from lora_scripts.export.vllm import VLLM_RANKS, vllm_faults, vllm_rank
+from lora_scripts.export.vllm import vllm_faults
 
 GOOD = {"r": 8, "lora_alpha": 12, "target_modules": ["q_proj"], "bias": "none", "init_lora_weights": True}
 KEYS = ["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"]
-
-
-@pytest.mark.parametrize(("rank", "wanted"), [(1, 1), (2, 8), (8, 8), (9, 16), (257, 320), (512, 512)])
-def test_ranks_go_up_to_the_next_of_vllms_list(rank: int, wanted: int) -> None:
-    assert vllm_rank(rank) == wanted
-    assert wanted in VLLM_RANKS
-
-
-def test_ranks_above_the_list_are_refused() -> None:
-    with pytest.raises(ExportError, match="vLLM takes ranks up to 512, the adapter has 513"):
-        vllm_rank(513)
 
 
 @pytest.mark.parametrize(
