@@ -43,3 +43,10 @@ def label(folder: Path, model: Path, capsys: pytest.CaptureFixture[str], *argume
     capsys.readouterr()
     code = main(["label", "--input", str(folder), "--model", str(model), "--device", "cpu", *arguments])
     return code, *capsys.readouterr()
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: object) -> Answer:
+    """Any command by its words, numbers and paths among them."""
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    return code, *capsys.readouterr()

@@ -22,13 +22,11 @@ from lora_scripts.errors import ExportError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["VLLM_RANKS", "Baked", "BaseWeight", "bake", "bake_doras"]
+__all__ = ["Baked", "BaseWeight", "bake", "bake_doras"]
 
 BaseWeight: TypeAlias = "Callable[[str], Tensor]"
 """Layer name with its component in front, to the frozen weight, float32, [out, in] or [out, in, k, k]: `Adapter.base_weight`."""
 
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks that vLLM has kernels for."""
 GROWTH = (1, 2, 4, 8)
 """Ranks tried for a DoRA, as multiples of the trained one."""
 GOOD_ENOUGH = 0.05
@@ -83,7 +81,7 @@ def bake(
 
     Args:
         base_weight: needed for a DoRA alone.
-        ranks: those that the reader knows, as `VLLM_RANKS`; the next one is filled up to with zeros.
+        ranks: those that the reader knows, as `vllm.VLLM_RANKS`; the next one is filled up to with zeros.
     Raises:
         ExportError: the rank is above all of `ranks`.
     """

@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes, loads again and compares; the exit code."""
+    from lora_scripts.export.bake import bake
     from lora_scripts.export.language_base import open_base
     from lora_scripts.export.prompt import prompt_facts, read_tokenizer
     from lora_scripts.export.reader import read_lora_file
@@ -85,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
     _check_output(arguments.output, target)
     base = open_base(arguments.base_model)
     shapes = base.layer_shapes()
-    weights = read_lora_file(arguments.lora, shapes).weights
+    weights, baked = bake(read_lora_file(arguments.lora, shapes).weights)
+    if baked.folded:
+        print(f"{arguments.lora}: {baked}")
     tokenizer_at = tokenizer_folder(base, [arguments.lora])
     tokenizer = read_tokenizer(tokenizer_at)
     facts = prompt_facts(tokenizer, base.folder)
@@ -160,30 +163,32 @@ def _write_peft(job: Job) -> list[str]:
 def _write_vllm(job: Job) -> list[str]:
     import json
 
-    from lora_scripts.export.plain import pad_rank, plain_scale
-    from lora_scripts.export.vllm import vllm_faults, vllm_rank
+    from lora_scripts.export.bake import bake
+    from lora_scripts.export.vllm import VLLM_RANKS, vllm_faults
     from lora_scripts.models.weights_file import inspect_weights
 
-    old = plain_scale(job.weights)[0]
-    rank = vllm_rank(old)
-    lines = _write_peft(replace(job, weights=pad_rank(job.weights, rank)))
+    weights, baked = bake(job.weights, ranks=VLLM_RANKS)
+    lines = [f"vLLM: {baked}", *_write_peft(replace(job, weights=weights))]
     config = json.loads((job.output / "adapter_config.json").read_text(encoding="utf-8"))
     faults = vllm_faults(config, inspect_weights(job.output / "adapter_model.safetensors").tensors)
     if faults:
         raise ExportError(f"{job.output}: failed: vLLM would refuse it: {'; '.join(faults)}.")
-    if rank != old:
-        lines.append(f"rank {old} padded with zeros to {rank}, which vLLM has a setting for")
     name = job.output.resolve().name
     lines.append(
-        f"Serve it: vllm serve {job.base.name} --enable-lora --max-lora-rank {rank} --lora-modules {name}={job.output}"
+        f"Serve it: vllm serve {job.base.name} --enable-lora --max-lora-rank {baked.rank} --lora-modules {name}={job.output}"
     )
     return lines
 
 
 def _peft_logits(job: Job, model: Any, input_ids: Tensor) -> Tensor:
+    """By PEFT itself, which changes the model for good."""
+    import warnings
+
     from peft import PeftModel
 
-    logits: Tensor = PeftModel.from_pretrained(model, str(job.output)).eval()(input_ids).logits
+    with warnings.catch_warnings():  # PEFT asks transformers for names that are on their way out
+        warnings.simplefilter("ignore", FutureWarning)
+        logits: Tensor = PeftModel.from_pretrained(model, str(job.output)).eval()(input_ids).logits
     return logits
 
 

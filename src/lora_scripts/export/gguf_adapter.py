@@ -113,35 +113,41 @@ def write_gguf_adapter(path: Path, weights: LoRAWeights, base: LanguageBase, nam
     names = gguf_names(base, weights)
     dtype = dtype if dtype == torch.float16 else torch.float32
     require_finite(path, weights, dtype)
-    gguf = _gguf()
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer = gguf.GGUFWriter(partial, names.architecture)
-        writer.add_type(gguf.GGUFType.ADAPTER)
-        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_name(name)
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(alpha))
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        for layer, lora in weights.items():
-            up = lora.lora_B.detach()
-            if layer in names.heads:
-                up = _interleaved(up, names.heads[layer])
-            for part, tensor in (("lora_a", lora.lora_A.detach()), ("lora_b", up)):
-                array = tensor.to(device="cpu", dtype=dtype).contiguous().numpy()
-                writer.add_tensor(f"{names.tensors[layer]}.{part}", array)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        for file in writer.fout:
-            file.flush()
-            os.fsync(file.fileno())
-        writer.close()
+        writer = _gguf().GGUFWriter(partial, names.architecture)
+        try:
+            _fill(writer, weights, names, name, alpha, dtype)
+        finally:
+            writer.close()
         os.replace(partial, path)
     except OSError as error:
         raise ExportError(f"Export failed: {write_failure(path, None, error)}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _fill(writer: Any, weights: LoRAWeights, names: GgufNames, name: str, alpha: int, dtype: torch.dtype) -> None:
+    gguf = _gguf()
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_name(name)
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(alpha))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for layer, lora in weights.items():
+        up = lora.lora_B.detach()
+        if layer in names.heads:
+            up = _interleaved(up, names.heads[layer])
+        for part, tensor in (("lora_a", lora.lora_A.detach()), ("lora_b", up)):
+            array = tensor.to(device="cpu", dtype=dtype).contiguous().numpy()
+            writer.add_tensor(f"{names.tensors[layer]}.{part}", array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    for file in writer.fout:
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_gguf_adapter(path: Path, base: LanguageBase, layers: Iterable[str]) -> dict[str, LoRATensors]:

@@ -67,7 +67,7 @@ def write_peft_folder(
         tokenizer: a folder whose tokenizer and chat template are copied, or a tokenizer of transformers to be saved; None
             leaves them out.
         card: text of README.md; empty for none.
-        model_layers: names of all linear layers of the model. With them `target_modules` holds last names (`q_proj`)
+        model_layers: all linear layers of the model, with or without the component in front. With them `target_modules` holds last names (`q_proj`)
             where these mean exactly the trained layers, without them always whole paths.
         replace: take the place of an older folder, which the program itself must have written.
     Raises:
@@ -148,9 +148,10 @@ def _tensors(weights: LoRAWeights, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def _target_modules(weights: LoRAWeights, model_layers: Iterable[str] | None) -> list[str]:
     """Sorted, since PEFT keeps a set, whose order changes from process to process."""
+    paths = {split_layer(layer)[1] for layer in weights}
     if model_layers is not None:
-        last_names = {layer.rpartition(".")[2] for layer in weights}
-        meant = {layer for layer in model_layers if layer.rpartition(".")[2] in last_names}
-        if meant == set(weights):
+        last_names = {path.rpartition(".")[2] for path in paths}
+        existing = {layer.removeprefix(f"{LANGUAGE_MODEL}.") for layer in model_layers}
+        if {path for path in existing if path.rpartition(".")[2] in last_names} == paths:
             return sorted(last_names)
-    return sorted(split_layer(layer)[1] for layer in weights)
+    return sorted(paths)

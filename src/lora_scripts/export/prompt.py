@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.errors import ModelError
+from lora_scripts.dialogues.conversation import Message
+from lora_scripts.dialogues.template import ChatTemplate
 from lora_scripts.export.peft_folder import TOKENIZER_FILES
+from lora_scripts.models.language_model import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["PromptFacts", "probe_ids", "prompt_facts", "read_tokenizer"]
 
 QUESTION = "My parcel has not arrived. What can I do?"
-_ANSWER = "ANSWER"
 _RANDOM_LENGTH = 16
 
 
@@ -27,7 +28,7 @@ class PromptFacts:
     Attributes:
         rendered: an example question by the chat template, up to where the answer begins; empty without a template.
         stop_tokens: what ends an answer, by the model's generation settings and its tokenizer.
-        answer_end: what the template writes right after an answer; empty without a template.
+        answer_end: the token that the template ends an answer with; empty where it writes none.
     """
 
     rendered: str
@@ -41,7 +42,7 @@ class PromptFacts:
             return ["Prompt: no chat template, the model is given plain text", f"Stop tokens: {stops}"]
         shown = self.rendered.replace("\n", "\\n")
         lines = [f"Prompt of an example: {shown}", f"Stop tokens: {stops}"]
-        if self.answer_end and not any(stop and self.answer_end.startswith(stop) for stop in self.stop_tokens):
+        if self.answer_end and self.answer_end not in self.stop_tokens:
             lines.append(
                 f"Note: the template ends an answer with {self.answer_end!r}, which is no stop token of this model. Set it as "
                 "a stop text where you serve it, or answers will not end."
@@ -55,16 +56,9 @@ def read_tokenizer(folder: Path) -> Any:
     Raises:
         ModelError: it cannot be read.
     """
-    from transformers import AutoTokenizer
-
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # what its many readers raise has no common base
-        raise ModelError(
-            f"{folder}: its tokenizer cannot be read ({type(error).__name__}). Copy or download the whole folder again."
-        ) from None
+    return load_tokenizer(folder, str(folder))
 
 
 def prompt_facts(tokenizer: Any, model_folder: Path) -> PromptFacts:
@@ -79,10 +73,8 @@ def prompt_facts(tokenizer: Any, model_folder: Path) -> PromptFacts:
     stops = [tokenizer.convert_ids_to_tokens(number) for number in _stop_ids(tokenizer, model_folder)]
     if not tokenizer.chat_template:
         return PromptFacts("", stops, "")
-    question = {"role": "user", "content": QUESTION}
-    rendered = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([question, {"role": "assistant", "content": _ANSWER}], tokenize=False)
-    return PromptFacts(rendered, stops, whole.rpartition(_ANSWER)[2].strip())
+    template = ChatTemplate(tokenizer)
+    return PromptFacts(template.render([Message("user", QUESTION)], ask=True), stops, template.end_of_turn)
 
 
 def probe_ids(tokenizer: Any, vocabulary: int) -> Tensor:
@@ -92,8 +84,7 @@ def probe_ids(tokenizer: Any, vocabulary: int) -> Tensor:
     if tokenizer is not None:
         text = QUESTION
         if tokenizer.chat_template:
-            question = {"role": "user", "content": QUESTION}
-            text = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+            text = ChatTemplate(tokenizer).render([Message("user", QUESTION)], ask=True)
         ids: Tensor = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         if ids.shape[1] > 1 and int(ids.max()) < vocabulary:
             return ids

@@ -5,29 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lora_scripts.errors import ExportError
-
-__all__ = ["VLLM_RANKS", "vllm_faults", "vllm_rank"]
+__all__ = ["VLLM_RANKS", "vllm_faults"]
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of `--max-lora-rank`. Source: vllm-project/vllm, `vllm/config/lora.py`, MaxLoRARanks."""
 
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq")
-
-
-def vllm_rank(rank: int) -> int:
-    """The next rank of vLLM's list; zeros up to it cost little and leave no rank that it would refuse.
-
-    Raises:
-        ExportError: the rank is above the largest.
-    """
-    for allowed in VLLM_RANKS:
-        if rank <= allowed:
-            return allowed
-    raise ExportError(
-        f"Export failed: vLLM takes ranks up to {VLLM_RANKS[-1]}, the adapter has {rank}. Merge it into its base and serve "
-        "the merged model."
-    )
 
 
 def vllm_faults(config: Mapping[str, Any], keys: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ from lora_scripts.export.language_base import LanguageBase
 from lora_scripts.export.names import LANGUAGE_MODEL, split_layer
 from lora_scripts.export.peft_folder import TOKENIZER_FILES, copy_tokenizer
 from lora_scripts.merging.stream import Change, PlannedTensor, write_merged_file
-from lora_scripts.models.weights_file import WeightsHeader, inspect_weights
+from lora_scripts.models.weights_file import WeightsHeader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ def write_merged_model(base: LanguageBase, loras: WeightedLoras, folder: Path, t
         ExportError: the place cannot be written, or holds files.
     """
     changes = _changes_by_tensor(loras)
-    headers = [inspect_weights(path) for path in base.weights_files()]
+    headers = base.weights()
     plans, untied = _plan(base, headers, changes)
     try:
         with new_folder(folder) as partial:

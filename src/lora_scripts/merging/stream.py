@@ -55,11 +55,7 @@ def write_merged_file(header: WeightsHeader, plan: Sequence[PlannedTensor], targ
     with target.open("wb") as file:
         file.write(_header_bytes(header, plan))
         for planned in plan:
-            [(_, tensor)] = read_tensors(header, [planned.source])
-            if planned.changes:
-                add_changes(tensor, planned.changes)
-                check_finite(tensor, planned.name, target)
-            _write(file, tensor)
+            _copy(header, planned, file)
 
 
 def add_changes(weight: Tensor, changes: Sequence[Change]) -> None:
@@ -109,8 +105,13 @@ def _header_bytes(header: WeightsHeader, plan: Sequence[PlannedTensor]) -> bytes
     return len(encoded).to_bytes(8, "little") + encoded
 
 
-def _write(file: BinaryIO, tensor: Tensor) -> None:
+def _copy(header: WeightsHeader, planned: PlannedTensor, file: BinaryIO) -> None:
+    """A function of its own, so that one tensor is let go before the next is read."""
     import torch
 
+    [(_, tensor)] = read_tensors(header, [planned.source])
+    if planned.changes:
+        add_changes(tensor, planned.changes)
+        check_finite(tensor, planned.name, file.name)
     if tensor.numel():
         file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)

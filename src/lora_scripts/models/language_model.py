@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-
-__all__ = ["load_language_model", "load_tokenizer"]
+__all__ = ["load_language_model", "load_tokenizer", "unusable"]
 
 
 def load_language_model(folder: Path, name: str, dtype: torch.dtype | str) -> PreTrainedModel:
@@ -41,7 +40,7 @@ def load_language_model(folder: Path, name: str, dtype: torch.dtype | str) -> Pr
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ModelError(f"base_model {name}: {_reason(error)}") from None
+        raise ModelError(f"base_model {name}: {unusable(error)}") from None
     lacking = sorted(loading["missing_keys"])
     if lacking:
         raise ModelError(
@@ -75,7 +74,8 @@ def load_tokenizer(folder: Path, name: str) -> Any:
     return tokenizer
 
 
-def _reason(error: Exception) -> str:
+def unusable(error: Exception) -> str:
+    """Why transformers could not make a model of a folder, and what to do."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         return (

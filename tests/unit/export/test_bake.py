@@ -6,9 +6,10 @@ from torch import Tensor
 
 from lora_scripts.adapters.weights import LoRATensors
 from lora_scripts.errors import ExportError
-from lora_scripts.export.bake import GOOD_ENOUGH, VLLM_RANKS, bake, bake_doras
+from lora_scripts.export.bake import GOOD_ENOUGH, bake, bake_doras
 from lora_scripts.export.diffusers import to_diffusers
 from lora_scripts.export.kohya import to_kohya
+from lora_scripts.export.vllm import VLLM_RANKS
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -54,7 +55,7 @@ def test_unequal_ranks_and_alphas_become_one_with_the_same_changes() -> None:
         torch.testing.assert_close(plain[name].delta(), tensors.delta(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("rank", "allowed"), [(1, 8), (8, 8), (9, 16), (130, 256), (512, 512)])
+@pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (2, 8), (8, 8), (9, 16), (130, 256), (512, 512)])
 def test_rank_is_filled_up_to_one_that_vllm_knows(rank: int, allowed: int) -> None:
     weights = {"model.a": lora(rank, float(rank), 520, 520)}
     plain, baked = bake(weights, ranks=VLLM_RANKS)
@@ -63,7 +64,7 @@ def test_rank_is_filled_up_to_one_that_vllm_knows(rank: int, allowed: int) -> No
 
 
 def test_rank_above_all_known_ones_is_refused() -> None:
-    with pytest.raises(ExportError, match=r"rank 513 is above what this reader knows \(8, 16, .*512\)\. Train with"):
+    with pytest.raises(ExportError, match=r"rank 513 is above what this reader knows \(1, 8, 16, .*512\)\. Train with"):
         bake({"model.a": lora(513, 513.0, 520, 520)}, ranks=VLLM_RANKS)
 
 

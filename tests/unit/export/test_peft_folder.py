@@ -16,7 +16,6 @@ from lora_scripts.adapters.weights import LoRAWeights
 from lora_scripts.errors import ExportError, ModelError
 from lora_scripts.export.names import layer_shapes
 from lora_scripts.export.peft_folder import base_reference, write_peft_folder
-from lora_scripts.export.plain import pad_rank, plain_scale
 from lora_scripts.export.reader import read_lora_file
 
 LAYER = "language_model.model.layers.0.self_attn.q_proj"
@@ -148,7 +147,7 @@ def test_a_failed_write_leaves_the_older_folder(
 def test_uneven_ranks_or_alphas_are_refused_with_the_way_on(tmp_path: Path, weights: LoRAWeights) -> None:
     wider = replace(weights[LAYER], lora_A=torch.ones(8, 32), lora_B=torch.ones(32, 8))
     for other in (wider, replace(weights[LAYER], alpha=3.0)):
-        with pytest.raises(ExportError, match=r"not plain LoRA .* bake the adapter first"):
+        with pytest.raises(ExportError, match=r"not plain LoRA .* bake it first"):
             write_peft_folder(tmp_path / "a", {**weights, LAYER: other}, "b", torch.float32)
     uneven = {LAYER: replace(weights[LAYER], alpha=2.5)}
     with pytest.raises(ExportError, match=r"alphas 2\.5"):
@@ -166,20 +165,6 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path: Path, weights: 
 def test_layers_of_a_picture_model_are_refused(tmp_path: Path, weights: LoRAWeights) -> None:
     with pytest.raises(ExportError, match="is no linear layer of a language model"):
         write_peft_folder(tmp_path / "a", {"unet.to_q": weights[LAYER]}, "b", torch.float32)
-
-
-@pytest.mark.parametrize("rank", [4, 8, 9])
-def test_padding_with_zeros_changes_nothing_but_the_rank(weights: LoRAWeights, rank: int) -> None:
-    padded = pad_rank(weights, rank)
-    assert plain_scale(padded)[0] == rank
-    for layer, lora in weights.items():
-        torch.testing.assert_close(padded[layer].delta(), lora.delta())
-        assert torch.count_nonzero(padded[layer].lora_A[4:]) == 0
-
-
-def test_padding_never_cuts(weights: LoRAWeights) -> None:
-    with pytest.raises(ExportError, match="rank is 4, which does not fit into 2"):
-        pad_rank(weights, 2)
 
 
 @pytest.mark.parametrize(
