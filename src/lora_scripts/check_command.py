@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from lora_scripts.config import RunConfig
     from lora_scripts.preflight.findings import Report
 
 __all__ = ["add_arguments", "run"]
@@ -58,7 +59,29 @@ def _check_config(arguments: argparse.Namespace) -> Report:
     config, advice = load_config(arguments.config, arguments.set)
     for line in advice:
         print(line, file=sys.stderr)
+    return OF_TASK[config.task_type](config, arguments.no_model)
 
+
+def _check_dialogues(config: RunConfig, no_model: bool) -> Report:
+    """Rows and tokens; the tokenizer is all that is needed of the model."""
+    from dataclasses import replace
+
+    from lora_scripts.dialogues.checks import check_dialogues
+    from lora_scripts.dialogues.display import describe_examples, length_histogram
+    from lora_scripts.dialogues.reading import read_dialogues, require_dialogues
+    from lora_scripts.models.language_model import load_tokenizer, most_tokens
+    from lora_scripts.models.source import resolve_base_model
+
+    require_dialogues(config)
+    source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
+    tokenizer = load_tokenizer(source.path, source.name)
+    read = read_dialogues(config, tokenizer, most_tokens(source.path, source.name), _progress("dialogues"))
+    report = check_dialogues(read.data, read.train, read.template)
+    shown = ["", *length_histogram(read.train), "", *describe_examples(read.train, tokenizer)]
+    return replace(report, shown=shown)
+
+
+def _check_pictures(config: RunConfig, no_model: bool) -> Report:
     import torch
 
     from lora_scripts.data.cache import EncodingCache, cache_folder
@@ -70,10 +93,10 @@ def _check_config(arguments: argparse.Namespace) -> Report:
     from lora_scripts.preflight.run import preflight
 
     require_folder(config)
-    source = resolve_base_model(config.base_model, allow_download=config.allow_download)
+    source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
     # Without a step the model only answers questions (its size, its tokenizer): the graphics card stays free for others.
-    device = torch.device("cpu") if arguments.no_model else choose_device(config.device)
-    dtype = torch.bfloat16 if arguments.no_model else choose_dtype(config, device, source)
+    device = torch.device("cpu") if no_model else choose_device(config.device)
+    dtype = torch.bfloat16 if no_model else choose_dtype(config, device, source)
     family = family_class(source.family).load(source, config, device, dtype)
     resolution = config.resolution or (family.default_resolution, family.default_resolution)
     try:
@@ -87,9 +110,12 @@ def _check_config(arguments: argparse.Namespace) -> Report:
         resolution,
         EncodingCache(cache_folder(config)),
         LoadedModel(family, device),
-        measure=not arguments.no_model,
+        measure=not no_model,
         progress=_progress(),
     )
+
+
+OF_TASK = {"text-to-image": _check_pictures, "text-generation": _check_dialogues}
 
 
 def _check_folder(arguments: argparse.Namespace) -> Report:
@@ -137,13 +163,15 @@ def _clip_cut() -> Callable[[str], str]:
     return cut
 
 
-def _progress() -> Callable[[str, int, int], None]:
-    """A line that counts pictures on a terminal; silent elsewhere, and on standard error so that --json stays clean."""
+def _progress(what_of: str = "pictures") -> Callable[[str, int, int], None]:
+    """A line that counts them on a terminal; silent elsewhere, and on standard error so that --json stays clean."""
     if not sys.stderr.isatty():
         return lambda what, done, total: None
 
     def show(what: str, done: int, total: int) -> None:
         end = "\r" if done < total else "\r" + " " * 40 + "\r"
-        print(f"\rlooking at pictures: {done} of {total}" if done < total else "", end=end, file=sys.stderr, flush=True)
+        print(
+            f"\rlooking at {what_of}: {done} of {total}" if done < total else "", end=end, file=sys.stderr, flush=True
+        )
 
     return show

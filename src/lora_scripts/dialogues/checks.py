@@ -14,6 +14,7 @@ from lora_scripts.dialogues.tokenised_set import TokenisedSet
 from lora_scripts.dialogues.turns import IS_EMPTY
 from lora_scripts.preflight.findings import Finding, Report
 from lora_scripts.preflight.wording import count
+from lora_scripts.words import DIALOGUES
 
 __all__ = ["check_dialogues"]
 
@@ -44,7 +45,8 @@ def check_dialogues(data: DialogueData, tokens: TokenisedSet, template: ChatTemp
         *_lengths(tokens),
     ]
     rows_trained = {_OF_SEVERAL.sub("", example.name) for example in tokens.examples}
-    return Report(findings, len(rows_trained), len(data.train.examples) + len(data.train.left_out))
+    total = len(data.train.examples) + len(data.train.left_out)
+    return Report(findings, len(rows_trained), total, words=DIALOGUES)
 
 
 def _left_out(data: DialogueData, tokens: TokenisedSet) -> Iterable[Finding]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lora_scripts.adapters.targets import language_model_targets
 from lora_scripts.export.names import LANGUAGE_MODEL
 from lora_scripts.families.protocol import Batch, Loss
-from lora_scripts.models.language_model import load_language_model, load_tokenizer
+from lora_scripts.models.language_model import DEFAULT_MOST_TOKENS, load_language_model, load_tokenizer
 from lora_scripts.models.segment_attention import segments_at_work
 from lora_scripts.objectives.next_token import Head, next_token_losses
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CausalLanguageModel"]
 
-DEFAULT_MOST_TOKENS = 2048
 TRIAL_LENGTHS = (5, 9, 3)
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 """Share of the scores' size that two ways of computing them may differ by."""

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["load_language_model", "load_tokenizer", "unusable"]
+__all__ = ["DEFAULT_MOST_TOKENS", "load_language_model", "load_tokenizer", "most_tokens", "unusable"]
+
+DEFAULT_MOST_TOKENS = 2048
 
 
 def load_language_model(folder: Path, name: str, dtype: torch.dtype | str) -> PreTrainedModel:
@@ -72,6 +74,13 @@ def load_tokenizer(folder: Path, name: str) -> Any:
             "tokens an answer became. Use a version of the model that has it."
         )
     return tokenizer
+
+
+def most_tokens(folder: Path, name: str) -> int:
+    """The longest text that the model in a folder was made for, by its config.json."""
+    from lora_scripts.models.recognise import read_json
+
+    return int(read_json(folder / "config.json", name).get("max_position_embeddings") or DEFAULT_MOST_TOKENS)
 
 
 def unusable(error: Exception) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_scripts.errors import DataError
+from lora_scripts.words import PICTURES, Words
 
 if TYPE_CHECKING:
     from lora_scripts.planning.fit_memory import FittedRun
@@ -68,15 +69,19 @@ class Report:
     """All findings of a data set.
 
     Attributes:
-        num_trained, num_pictures: how many pictures train, of how many in the folder.
+        num_trained, num_examples: how many pictures or dialogues train, of how many that there are.
         fitted: the config with what its settings on auto come to, where a step was measured.
+        words: how messages call what was checked.
+        shown: lines about the data to be shown below the findings.
     """
 
     findings: Sequence[Finding]
     num_trained: int
-    num_pictures: int
+    num_examples: int
     prediction: Prediction | None = None
     fitted: FittedRun | None = None
+    words: Words = PICTURES
+    shown: Sequence[str] = ()
 
     @property
     def worst_first(self) -> list[Finding]:
@@ -110,7 +115,7 @@ class Report:
         return {
             "format": JSON_FORMAT,
             "verdict": "blocked" if self.blocked else "attention" if self.count("amber") else "good",
-            "pictures": {"total": self.num_pictures, "trained": self.num_trained},
+            self.words.examples: {"total": self.num_examples, "trained": self.num_trained},
             "counts": {level: self.count(level) for level in _ORDER},
             "findings": [
                 {
@@ -123,5 +128,6 @@ class Report:
                 }
                 for finding in self.worst_first
             ],
+            **({"shown": list(self.shown)} if self.shown else {}),
             "prediction": None if self.prediction is None else dict(vars(self.prediction)),
         }

@@ -38,7 +38,7 @@ def show_report(report: Report, stream: TextIO | None = None) -> None:
     console = _console(stream or sys.stdout)
     width = console.width if console.is_terminal else PLAIN_WIDTH
     height = shutil.get_terminal_size().lines - 2 if console.is_terminal else PLAIN_HEIGHT
-    for style, text in report_lines(report, width, height):
+    for style, text in [*report_lines(report, width, height), *(("", line) for line in report.shown)]:
         console.print(Text(text, style), soft_wrap=True)
 
 
@@ -50,7 +50,11 @@ def report_notes(report: Report, *, with_red: bool = True) -> list[tuple[str, bo
             finding.level == "red" and not with_red
         ):
             continue
-        named = f"Pictures: {_named(finding)}." if finding.names and finding.code not in NAMED_BY_THE_RUN else ""
+        named = (
+            f"{report.words.examples.capitalize()}: {_named(finding)}."
+            if finding.names and finding.code not in NAMED_BY_THE_RUN
+            else ""
+        )
         lines.append((" ".join(filter(None, [finding.text, named, finding.remedy])), finding.level != "note"))
     return lines
 
@@ -76,7 +80,7 @@ def report_lines(report: Report, width: int, height: int) -> list[Line]:
 
 
 def _headline(report: Report) -> Line:
-    return ("bold", f"{report.num_trained} of {count(report.num_pictures, 'picture')} can be trained on.")
+    return ("bold", f"{report.num_trained} of {count(report.num_examples, report.words.example)} can be trained on.")
 
 
 def _verdict(report: Report) -> Line:

@@ -24,7 +24,7 @@ def data_check(check: Report | None) -> Html | None:
         return None
     wrong = [finding for finding in check.worst_first if finding.level != "note"]
     known = [finding.text for finding in check.worst_first if finding.level == "note"]
-    heads = el("tr", (el("th", head) for head in ("Found", "Pictures", "What to do")))
+    heads = el("tr", (el("th", head) for head in ("Found", check.words.examples.capitalize(), "What to do")))
     return el(
         "section",
         el("div", el("h2", "Data check", zh("数据检查")), class_="head"),
@@ -47,7 +47,7 @@ def _lead(check: Report) -> str:
         verdict = f"{count(red, 'red finding')}, trained all the same"
     elif amber:
         verdict = f"{count(amber, 'finding')} that may make the LoRA less good than it could be"
-    return f"{check.num_trained} of {count(check.num_pictures, 'picture')} could be trained on; {verdict}."
+    return f"{check.num_trained} of {count(check.num_examples, check.words.example)} could be trained on; {verdict}."
 
 
 def _row(finding: Finding) -> Html:

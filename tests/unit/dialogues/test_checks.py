@@ -50,7 +50,7 @@ def found(report: Report, code: str) -> Finding:
 def test_good_data_give_nothing_but_a_note_on_tokens(template: ChatTemplate) -> None:
     report = check(template, GOOD, dev=[row(99, "Where is it?", "On its way.")])
     assert [finding.code for finding in report.findings] == ["tokens"]
-    assert (report.num_trained, report.num_pictures) == (30, 30)
+    assert (report.num_trained, report.num_examples) == (30, 30)
     json.dumps(report.to_json())
 
 
@@ -107,7 +107,7 @@ def test_rows_that_were_left_out_are_told_by_kind(template: ChatTemplate) -> Non
     report = check(template, GOOD, left_out=left_out)
     assert list(found(report, "unreadable").names) == ["train.jsonl:40"]
     assert list(found(report, "answers-empty").names) == ["train.jsonl:41"]
-    assert (report.num_trained, report.num_pictures) == (30, 33)
+    assert (report.num_trained, report.num_examples) == (30, 33)
 
 
 def test_cut_rows_say_how_much_is_cut_and_what_length_would_do(template: ChatTemplate) -> None:

@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
 def test_clean_set_gives_no_finding(folder: Path) -> None:
     report = check(folder)
     assert report.findings == []
-    assert (report.num_trained, report.num_pictures) == (10, 10)
+    assert (report.num_trained, report.num_examples) == (10, 10)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -41,7 +41,7 @@ def test_one_truncated_picture_of_few_is_named_with_its_reason_and_does_not_bloc
     finding = found(report, "unreadable")
     assert (finding.level, finding.names) == ("amber", ["03.png"])
     assert "truncated file" in finding.details["03.png"]
-    assert (report.num_trained, report.num_pictures) == (9, 10)
+    assert (report.num_trained, report.num_examples) == (9, 10)
 
 
 def test_more_than_a_tenth_damaged_blocks(folder: Path) -> None:
@@ -60,7 +60,7 @@ def test_pictures_left_out_on_purpose_are_not_damaged(folder: Path) -> None:
         cut(folder / name)
     report = check(folder, exclude=["03.png", "04.png", "05.png"])
     assert report.findings == []
-    assert report.num_pictures == 7
+    assert report.num_examples == 7
 
 
 def test_truncated_jpeg_is_found_although_it_is_decoded_at_reduced_size(folder: Path) -> None:
