@@ -141,7 +141,7 @@ class DialogueSettings(Section):
     packing: bool = True
     """Put the dialogues of a batch one behind the other instead of padding them to one length; each sees itself alone. Off: padded, and dialogues of like length go together."""
     validation_dialogues: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Dialogues held out of training to measure the validation loss. auto: those of `dev.jsonl`, at most 64; without that file about 8 %, 2 to 64, none below 12."""
+    """Dialogues held out of training to measure the validation loss. auto: up to 16 of `dev.jsonl`; without that file about 8 %, 2 to 16, none below 12."""
     sample_tokens: Annotated[int, Field(ge=1, le=8192)] = 160
     """Longest answer of a preview, in tokens."""
 

@@ -219,3 +219,15 @@ def test_names_that_no_file_can_have_are_refused(tmp_path: Path, name: str, reas
 def test_home_folder_of_an_unknown_user_is_a_fault_of_its_setting() -> None:
     with pytest.raises(ValueError, match="home folder is not known"):
         RunConfig(train_data_dir="~no-such-user-here/x", base_model="builtin:mini-sd", output_dir=Path("out"))
+
+
+def test_settings_of_the_other_task_are_named_as_without_effect() -> None:
+    base = {"train_data_dir": "d", "base_model": "m", "output_dir": "o"}
+    with pytest.raises(ConfigError) as raised:
+        make_config({**base, "task_type": "text-generation", "resolution": 512, "trigger_word": "x", "max_length": 9})
+    text = str(raised.value)
+    assert "resolution: has no effect because task_type is text-generation" in text
+    assert "trigger_word: has no effect because task_type is text-generation" in text
+    assert "max_length" not in text
+    with pytest.raises(ConfigError, match="max_length: has no effect because task_type is text-to-image"):
+        make_config({**base, "max_length": 9})
