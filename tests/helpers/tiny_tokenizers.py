@@ -18,7 +18,9 @@ CORPUS = [
 KINDS = ("byte_level", "byte_level_trimmed", "metaspace", "prepended")
 
 
-def tiny_tokenizer(kind: str = "byte_level", template: str | None = None, *, marks: bool = True) -> Any:
+def tiny_tokenizer(
+    kind: str = "byte_level", template: str | dict[str, str] | None = None, *, marks: bool = True
+) -> Any:
     """A transformers tokenizer.
 
     Args:

@@ -25,6 +25,9 @@ RARE_SCRIPT = 0.05
 FEWEST_ROWS = 20
 """Below this many, habits cannot be told from chance."""
 
+FEWEST_LETTERS = 10
+
+_ASCII_LETTERS = re.compile("[A-Za-z]")
 _UNFINISHED = re.compile(r"[\w,;:–—-]$")
 
 
@@ -180,8 +183,11 @@ def _scripts(rows: Sequence[Dialogue]) -> Iterable[Finding]:
 
 def _script(text: str) -> str:
     """The script of most letters at the beginning, or nothing where there are hardly any."""
-    scripts = Counter(_script_of(letter) for letter in text[:300] if letter.isalpha())
-    return scripts.most_common(1)[0][0] if scripts.total() >= 10 else ""
+    start = text[:300]
+    if start.isascii():  # by far the most common case, and a hundred times quicker so
+        return "Latin" if len(_ASCII_LETTERS.findall(start)) >= FEWEST_LETTERS else ""
+    scripts = Counter(_script_of(letter) for letter in start if letter.isalpha())
+    return scripts.most_common(1)[0][0] if scripts.total() >= FEWEST_LETTERS else ""
 
 
 def _script_of(letter: str) -> str:

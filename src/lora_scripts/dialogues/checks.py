@@ -8,7 +8,7 @@ from statistics import median
 
 from lora_scripts.data.dataset import LeftOut
 from lora_scripts.dialogues.check_rows import check_rows
-from lora_scripts.dialogues.dialogue_set import DialogueData
+from lora_scripts.dialogues.dialogue_set import NAMED_IN_EXCLUDE, DialogueData
 from lora_scripts.dialogues.template import ChatTemplate
 from lora_scripts.dialogues.tokenised_set import TokenisedSet
 from lora_scripts.dialogues.turns import IS_EMPTY
@@ -45,16 +45,20 @@ def check_dialogues(data: DialogueData, tokens: TokenisedSet, template: ChatTemp
         *_lengths(tokens),
     ]
     rows_trained = {_OF_SEVERAL.sub("", example.name) for example in tokens.examples}
-    total = len(data.train.examples) + len(data.train.left_out)
-    return Report(findings, len(rows_trained), total, words=DIALOGUES)
+    return Report(findings, len(rows_trained), _num_rows(data), words=DIALOGUES)
+
+
+def _num_rows(data: DialogueData) -> int:
+    """All rows but those that the user left out."""
+    return len(data.train.examples) + sum(item.reason != NAMED_IN_EXCLUDE for item in data.train.left_out)
 
 
 def _left_out(data: DialogueData, tokens: TokenisedSet) -> Iterable[Finding]:
-    total = len(data.train.examples) + len(data.train.left_out)
+    total = _num_rows(data)
     if not tokens.examples:
         yield Finding("red", "no-dialogues", "Nothing is left to train on.", remedy="See the reasons below.")
     empty = [item for item in data.train.left_out if item.reason.endswith(IS_EMPTY)]
-    bad = [item for item in data.train.left_out if item not in empty and item.reason != "named in exclude"]
+    bad = [item for item in data.train.left_out if item not in empty and item.reason != NAMED_IN_EXCLUDE]
     if bad:
         yield Finding(
             "amber",

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from lora_scripts.data.dataset import LeftOut
 from lora_scripts.dialogues.conversation import Dialogue
 
-__all__ = ["DialogueData", "DialogueSet"]
+__all__ = ["NAMED_IN_EXCLUDE", "DialogueData", "DialogueSet"]
 
 SHOWN = 20
+NAMED_IN_EXCLUDE = "named in exclude"
 
 
 @dataclass(frozen=True)

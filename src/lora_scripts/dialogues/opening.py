@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_scripts.data.dataset import LeftOut
 from lora_scripts.dialogues.conversation import Dialogue, Message, content_digest
-from lora_scripts.dialogues.dialogue_set import SHOWN, DialogueData, DialogueSet
+from lora_scripts.dialogues.dialogue_set import NAMED_IN_EXCLUDE, SHOWN, DialogueData, DialogueSet
 from lora_scripts.dialogues.formats import RowContent, RowError, parse_row
 from lora_scripts.dialogues.reader import ROW_SUFFIXES, SourceRow, read_rows
 from lora_scripts.dialogues.text_lines import mended
@@ -110,7 +110,7 @@ def _read_files(
     for file in files:
         for row in read_rows(file, file.relative_to(folder).as_posix(), notes):
             if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in exclude):
-                left_out.append(LeftOut(row.name, "named in exclude"))
+                left_out.append(LeftOut(row.name, NAMED_IN_EXCLUDE))
                 continue
             try:
                 content, changed = _understand(row, system_prompt)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from lora_scripts.dialogues.conversation import Message
@@ -69,7 +70,7 @@ class ChatTemplate:
         self.writes_tool = self._appears("tool")
         self.end_of_turn = self._find_end()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Changes when any text could become other tokens: vocabulary, merges, special tokens, template."""
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["ROWS_PER_CHUNK", "tokenise"]
 
 ROWS_PER_CHUNK = 2000
-TEXTS_PER_CALL = 500
-"""Places in the text are lists of Python numbers: for a whole chunk of long rows they would take gigabytes."""
+CHARACTERS_PER_CALL = 1_000_000
+"""Places in the text are lists of Python numbers, about 50 times the text: for a chunk of long rows they would take gigabytes."""
 VERSION = 1
 """Part of every cache key; to be raised when the same rows come to other tokens or marks."""
 
@@ -103,12 +103,26 @@ def _make_chunk(rows: Sequence[Dialogue], template: ChatTemplate, max_length: in
         rendered += [(place, text) for text in texts]
         for remark in texts[0].remarks:
             chunk.remarks.setdefault(remark, []).append(place)
-    for start in range(0, len(rendered), TEXTS_PER_CALL):
-        group = rendered[start : start + TEXTS_PER_CALL]
+    for group in _groups(rendered):
         marked = marked_tokens(template.tokenizer, [text for _, text in group])
         for (place, text), (tokens, trained) in zip(group, marked, strict=True):
             _add(chunk, place, text, tokens, trained, max_length)
     return chunk
+
+
+def _groups(rendered: Sequence[tuple[int, Rendered]]) -> Iterator[list[tuple[int, Rendered]]]:
+    """What goes through the tokenizer in one call."""
+    group: list[tuple[int, Rendered]] = []
+    characters = 0
+    for item in rendered:
+        length = len(item[1].text)
+        if group and characters + length > CHARACTERS_PER_CALL:
+            yield group
+            group, characters = [], 0
+        group.append(item)
+        characters += length
+    if group:
+        yield group
 
 
 def _add(

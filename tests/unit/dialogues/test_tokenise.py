@@ -13,6 +13,7 @@ from lora_scripts.data.cache import EncodingCache
 from lora_scripts.dialogues import tokenise as module
 from lora_scripts.dialogues.conversation import Dialogue, Message, content_digest
 from lora_scripts.dialogues.dialogue_set import DialogueSet
+from lora_scripts.dialogues.spans import Rendered
 from lora_scripts.dialogues.template import ChatTemplate
 from lora_scripts.dialogues.tokenise import tokenise
 from lora_scripts.dialogues.tokenised_set import TokenisedSet
@@ -186,12 +187,34 @@ def test_whatever_shapes_the_tokens_has_another_entry(chatml: ChatTemplate, tmp_
 
 def test_fingerprint_ignores_how_the_last_batch_was_padded() -> None:
     tokenizer = tiny_tokenizer("byte_level", shapes.CHATML)
-    template = ChatTemplate(tokenizer)
-    before = template.fingerprint
     tokenizer.pad_token = "</s>"
+    before = ChatTemplate(tokenizer).fingerprint
     tokenizer(["a", "b c d"], padding="max_length", max_length=9, truncation=True)
-    tokenizer.pad_token = None
-    assert template.fingerprint == before
+    assert tokenizer.backend_tokenizer.padding is not None
+    assert ChatTemplate(tokenizer).fingerprint == before
+
+
+def test_default_one_of_several_named_templates_is_used() -> None:
+    named = {"default": shapes.CHATML, "tool_use": shapes.HEADERS}
+    assert ChatTemplate(tiny_tokenizer("byte_level", named)).source == shapes.CHATML
+
+
+def test_very_long_texts_go_through_the_tokenizer_a_few_at_a_time(
+    chatml: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    original = module.marked_tokens
+
+    def listening(tokenizer: object, texts: list[Rendered]) -> object:
+        sizes.append(sum(len(text.text) for text in texts))
+        return original(tokenizer, texts)
+
+    monkeypatch.setattr(module, "marked_tokens", listening)
+    monkeypatch.setattr(module, "CHARACTERS_PER_CALL", 500)
+    result = tokenise(DialogueSet([row(n, "word " * 20, "b") for n in range(1, 20)]), chatml, max_length=500)
+    assert len(result.examples) == 19
+    assert len(sizes) > 5
+    assert max(sizes) <= 500
 
 
 def test_tokenizer_that_could_never_end_an_answer_is_refused() -> None:
