@@ -171,7 +171,7 @@ class AdapterSettings(Section):
     """The trainable layers."""
 
     adapter: Literal["lora", "dora"] = "lora"
-    """Kind of adapter. dora also trains the length of every weight row: better at low ranks, a third slower, and baked into a plain LoRA when it is written (docs/adapters.md)."""
+    """Kind of adapter. dora also trains the length of every weight row; it is baked into a plain LoRA when it is written (docs/adapters.md)."""
     lora_rank: Annotated[int, Field(ge=1, le=1024)] = 8
     """Size of the adapter: 8 first, 16 when the result is weak."""
     lora_alpha: Positive | None = None

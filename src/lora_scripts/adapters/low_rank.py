@@ -1,9 +1,17 @@
-"""The products of a linear LoRA layer, forward and backward, in as few kernels as they take.
+"""The products of a linear LoRA layer, forward and backward, in as few kernels and operations as they take.
 
 Written with plain torch operations, a frozen layer and its low-rank change take two extra passes over the output and
 one over the gradient of the input, and a dozen autograd nodes. Here both are added inside the matrix product.
-The figures are in docs/benchmarks.md; adding the change to the weight first (fewer products, but in half precision the
-rounded sum would lose it) was measured too and gains nothing at the sizes of a U-Net.
+
+Operations, in units of 2 N R: x A^T takes in, low B^T out, and the four products of the backward pass 2 (in + out), of which
+the two of the frozen weight alone take N in out each. That is the least that keeps the weight and the change apart. Adding the
+change to the weight first saves two of the six for 2 R in out more in each pass, so it counts fewer operations as soon as N > in
+out / (in + out). Measured (docs/benchmarks.md), that is 3 to 9 % of the layer where N is several times the width and costs a
+second weight per layer kept between the passes, is slower elsewhere, and in half precision the rounded sum would lose the change.
+So it is not done.
+
+What does pay is how the narrow products lie in memory. Each is written so that the rank runs along rows, [R, N] or [R, in], never
+along columns: a CPU's kernels are up to twelve times slower for the transposed twin at rank 8, which is up to 7 % of the layer.
 
 Legend for shapes: N rows, R rank, in/out features.
 """
@@ -57,18 +65,18 @@ class _Linear(torch.autograd.Function):
         ctx.scale, ctx.rank = scale, A.shape[0]
         if start is not None:  # further rows of the same two products, so that they take no passes of their own
             A, B = torch.cat([A, start[0]]), torch.cat([B, -start[1]], dim=1)
-        a, b = A.to(x.dtype), (B * scale).to(x.dtype)
-        low = F.linear(x, a)
-        out = F.linear(x, weight, bias).addmm_(low, b.t())
-        ctx.save_for_backward(x, weight, a, b, low)
+        a, b_t = A.to(x.dtype), (B * scale).to(x.dtype).t().contiguous()
+        low_t = a @ x.t()
+        out = F.linear(x, weight, bias).addmm_(low_t.t(), b_t)
+        ctx.save_for_backward(x, weight, a, b_t, low_t)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, low = ctx.saved_tensors
-        grad_low = grad @ b
-        grad_x = (grad @ weight).addmm_(grad_low, a) if ctx.needs_input_grad[0] else None
-        grad_a = (grad_low[:, : ctx.rank].t() @ x).float()
-        grad_b = (grad.t() @ low[:, : ctx.rank]).float().mul_(ctx.scale)
+        x, weight, a, b_t, low_t = ctx.saved_tensors
+        grad_low_t = b_t @ grad.t()
+        grad_x = (grad @ weight).addmm_(grad_low_t.t(), a) if ctx.needs_input_grad[0] else None
+        grad_a = (grad_low_t[: ctx.rank] @ x).float()
+        grad_b = (low_t[: ctx.rank] @ grad).t().float().mul_(ctx.scale)
         return grad_x, None, None, grad_a, grad_b, None, None

@@ -22,7 +22,7 @@ from lora_scripts.errors import ExportError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Baked", "BaseWeight", "bake", "bake_doras"]
+__all__ = ["GROWTH", "Baked", "BaseWeight", "bake", "bake_doras"]
 
 BaseWeight: TypeAlias = "Callable[[str], Tensor]"
 """Layer name with its component in front, to the frozen weight, float32, [out, in] or [out, in, k, k]: `Adapter.base_weight`."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.config import RunConfig, Size
+from lora_scripts.export.bake import GROWTH
 from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES
 from lora_scripts.preflight.run_length import RunLength
 
@@ -35,8 +36,15 @@ class DiskNeed:
 
 def checkpoint_bytes(config: RunConfig, num_parameters: int, num_pictures: int) -> int:
     """One `checkpoint-N`: weights in float32, the optimizer's state, and the loadable file of that step."""
-    per_weight = 4 + OPTIMIZER_BYTES[config.optimizer] + SAVED_BYTES[config.save_precision]
+    start = 4 if config.lora_init == "pissa" else 0  # where the matrices began is kept too
+    per_weight = 4 + start + OPTIMIZER_BYTES[config.optimizer] + _file_bytes(config)
     return num_parameters * per_weight + OVERHEAD + ROW * num_pictures
+
+
+def _file_bytes(config: RunConfig) -> int:
+    """Of the loadable file, per trained weight: it has twice the rank after PiSSA, and up to eight times for a baked DoRA."""
+    ranks = GROWTH[-1] if config.adapter == "dora" else 2 if config.lora_init == "pissa" else 1
+    return SAVED_BYTES[config.save_precision] * ranks
 
 
 def output_need(
@@ -59,7 +67,7 @@ def output_need(
     rendered = length.to_do // config.preview_every + 2 if config.preview_every else 0
     num_bytes = (
         max(0, saves) * checkpoint_bytes(config, num_parameters, num_pictures)
-        + num_parameters * SAVED_BYTES[config.save_precision]
+        + num_parameters * _file_bytes(config)
         + rendered * previews * resolution[0] * resolution[1] * PREVIEW_BYTES
     )
     return DiskNeed(config.output_dir, num_bytes, free_bytes(config.output_dir))

@@ -12,7 +12,7 @@ from lora_scripts.data.dataset import Example
 from lora_scripts.planning.trial_pass import largest_pass
 from lora_scripts.preflight.check_resources import check_disk, check_step, predict, prediction_note
 from lora_scripts.preflight.check_shapes import check_shapes
-from lora_scripts.preflight.disk import DiskNeed, checkpoint_bytes, encoding_need, merge_by_disk, output_need
+from lora_scripts.preflight.disk import OVERHEAD, DiskNeed, checkpoint_bytes, encoding_need, merge_by_disk, output_need
 from lora_scripts.preflight.model_step import StepMeasurement
 from lora_scripts.preflight.run_length import RunLength, run_length
 
@@ -120,6 +120,21 @@ def test_predicted_checkpoint_is_as_large_as_a_written_one(tmp_path: Path, optim
     written = sum(file.stat().st_size for file in folder.iterdir())
     predicted = checkpoint_bytes(config(tmp_path, optimizer=optimizer), weights.numel(), 0)
     assert predicted == pytest.approx(written, rel=0.15)
+
+
+def test_pissa_checkpoint_is_predicted_with_its_start_and_its_file_of_twice_the_rank(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save
+
+    from lora_scripts.adapters.lora import attach
+    from lora_scripts.export.kohya import to_kohya
+
+    net = torch.nn.ModuleDict({"q": torch.nn.Linear(300, 200)})
+    adapter = attach({"unet": net}, {"unet": ["q"]}, rank=64, alpha=64.0, init="pissa")
+    loadable = save(to_kohya(adapter.weights(), {"unet": "lora_unet"}, torch.float16))
+    written = len(save(adapter.state_dict())) + 8 * adapter.num_parameters + len(loadable)
+    settings = config(tmp_path, lora_init="pissa", lora_rank=64)
+    assert checkpoint_bytes(settings, adapter.num_parameters, 0) - OVERHEAD == pytest.approx(written, rel=0.02)
 
 
 def test_encodings_that_are_there_need_no_room(tmp_path: Path) -> None:
