@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lora_scripts.errors import DataError
 
-__all__ = ["write_atomically", "write_failure"]
+__all__ = ["sync_folder", "write_atomically", "write_failure"]
 
 _RENAME_TRIES = 5
 """Windows refuses to replace a file that a virus scanner or an indexer has open; that passes within a second."""
@@ -52,7 +52,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise DataError(write_failure(path, len(payload), error)) from error
 
@@ -68,8 +68,8 @@ def _replace(temporary: Path, path: Path) -> None:
             time.sleep(0.1 * 2**attempt)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system lets a folder be opened (not on Windows)."""
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable, where the system lets a folder be opened (not on Windows)."""
     if os.name == "nt":
         return
     with contextlib.suppress(OSError):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_scripts.atomic import write_failure
+from lora_scripts.atomic import sync_folder, write_failure
 from lora_scripts.errors import DataError
 
 __all__ = ["PARTIAL", "new_folder", "require_free"]
@@ -50,13 +50,10 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         yield partial
         for path in sorted(partial.rglob("*")):
             if path.is_file():
-                _sync(path)
-        if folder.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(folder, aside)
-        os.rename(partial, folder)
-        if os.name != "nt":
-            _sync(folder.parent)
+                with open(path, "rb+") as file:  # Windows flushes only what was opened for writing
+                    os.fsync(file.fileno())
+        _put_in_place(partial, folder, aside)
+        sync_folder(folder.parent)
         shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise DataError(write_failure(folder, None, error)) from error
@@ -65,11 +62,15 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
-    """Makes a file's bytes, or a folder's entries, durable; a no-op for files on Windows, where it needs a writer."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _put_in_place(partial: Path, folder: Path, aside: Path) -> None:
+    """Two renames, since no system swaps folders in one; killed between them, the older folder is found under `aside`."""
+    if not folder.exists():
+        os.rename(partial, folder)
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+    try:
+        os.rename(partial, folder)
+    except OSError:
+        os.rename(aside, folder)
+        raise

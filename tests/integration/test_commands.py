@@ -92,7 +92,7 @@ def test_targets_are_listed(tiny_sd_folder: Path, capsys: pytest.CaptureFixture[
     assert "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md", "docs/use-language-lora.md"])
 def test_every_command_in_the_readme_is_understood(readme: str) -> None:
     from lora_scripts.cli import build_parser
 
@@ -101,7 +101,7 @@ def test_every_command_in_the_readme_is_understood(readme: str) -> None:
     ours = [
         line.partition("  #")[0]
         for line in lines
-        if "lora-scripts" in line or "train.py" in line or "auto_label.py" in line
+        if line.startswith("lora-scripts") or "&& lora-scripts" in line or "train.py" in line or "auto_label.py" in line
     ]
     assert len(ours) >= 4
     doors = {"python train.py": ["train"], "python tools/auto_label.py": ["label"], "lora-scripts": []}

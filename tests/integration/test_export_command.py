@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -16,6 +18,7 @@ from lora_scripts.export.names import layer_shapes
 from lora_scripts.export.peft_folder import write_peft_folder
 from lora_scripts.export.reader import read_lora_file
 
+ROOT = Path(__file__).resolve().parents[2]
 Capsys = pytest.CaptureFixture[str]
 
 
@@ -182,6 +185,21 @@ def test_a_template_that_ends_answers_otherwise_than_the_model_is_told(tmp_path:
     (base / "chat_template.jinja").write_text(TEMPLATE.replace("<|end|>", "<|user|>"))
     out = export(capsys, "mlx", base, lora, tmp_path / "out")
     assert "the template ends an answer with '<|user|>', which is no stop token of this model" in out
+
+
+def test_a_model_without_a_template_is_told(tmp_path: Path, capsys: Capsys) -> None:
+    base, lora = base_and_lora(tmp_path)
+    (base / "chat_template.jinja").unlink()
+    out = export(capsys, "peft", base, lora, tmp_path / "out")
+    assert "Prompt: no chat template, the model is given plain text" in out
+    assert "A prompt, by the chat template" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("door", ["export", "merge"])
+def test_the_tools_folder_has_a_door_to_the_command(door: str) -> None:
+    command_line = [sys.executable, str(ROOT / "tools" / f"{door}.py"), "--help"]
+    done = subprocess.run(command_line, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: lora-scripts {door} [-h]")
 
 
 def test_no_check_writes_without_loading_the_base(

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from lora_scripts.adapters.weights import LoRATensors
 from lora_scripts.errors import ExportError, TrainingError
+from lora_scripts.export.peft_folder import write_peft_folder
+from lora_scripts.export.reader import read_lora_file
 from lora_scripts.export.writer import write_lora
 from lora_scripts.training.checkpoint import (
     Checkpoint,
@@ -121,3 +123,38 @@ def test_export_is_the_old_file_or_the_new_one_after_a_fault_at_every_operation(
         assert {float(tensor.max()) for name, tensor in left.items() if not name.endswith("alpha")} in ({1.0}, {new})
         newest_checkpoint(folder)  # what a resumed run does first
         assert [path.name for path in folder.iterdir()] == ["run.safetensors"]
+
+
+def export_folder(folder: Path, value: float) -> None:
+    layer = LoRATensors(torch.full((2, 8), value), torch.full((8, 2), value), 3.0)
+    weights = {"language_model.model.layers.0.mlp.up_proj": layer}
+    write_peft_folder(folder, weights, "base", torch.float32, card=f"# {value}", replace=True)
+
+
+def whole_value(folder: Path) -> float:
+    [layer] = read_lora_file(folder).weights.values()
+    assert (folder / "README.md").read_text() == f"# {layer.lora_A.max()}"
+    return float(layer.lora_A.max())
+
+
+@pytest.mark.fault(2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_peft_folder_is_the_old_one_or_the_new_one_after_a_fault_at_every_operation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    export_folder(tmp_path / "count" / "run", 1.0)
+    counting = FaultyFiles(tmp_path / "count")
+    with counting.installed(monkeypatch):
+        export_folder(tmp_path / "count" / "run", 2.0)
+    assert {"write", "fsync", "rename", "mkdir"} <= {name.split()[0] for name in counting.done}
+    for at, name in enumerate(counting.done):
+        folder = tmp_path / f"{kind}-{at}" / "run"
+        export_folder(folder, 1.0)
+        expected_end = contextlib.suppress(Cut if kind == "cut" else ExportError)
+        with FaultyFiles(folder.parent, at, kind).installed(monkeypatch), expected_end:
+            export_folder(folder, 2.0)
+        between = kind == "cut" and name == "rename run.partial"
+        assert whole_value(folder.with_name("run.old") if between else folder) in (1.0, 2.0), f"{kind} at {name}"
+        export_folder(folder, 3.0)
+        assert whole_value(folder) == 3.0
+        assert [path.name for path in folder.parent.iterdir()] == ["run"], f"{kind} at {name}: leftovers"
