@@ -57,7 +57,7 @@ class Answerer:
         room = self._room(tokens.shape[1])
         pieces = Pieces(self._tokenizer, self._stops, on_text, stripped=bool(request.messages))
         with _in_use(self._model), _own_draws(request, self._model.device):
-            self._model.generate(  # type: ignore[operator]
+            self._model.generate(
                 input_ids=tokens,
                 attention_mask=torch.ones_like(tokens),
                 generation_config=self._generation(request, min(request.max_new_tokens, room)),
