@@ -47,6 +47,7 @@ def train_and_report(
 def _train_locked(config: RunConfig, advice: Sequence[str], more: Sequence[Listener], force: bool) -> Outcome:
     from lora_scripts.pipeline import run
     from lora_scripts.report.build import build_report
+    from lora_scripts.training.answer_files import AnswerFiles
     from lora_scripts.training.console import ConsoleListener
     from lora_scripts.training.log_file import LogFile
     from lora_scripts.training.record import RunRecord, SampleFiles
@@ -59,6 +60,7 @@ def _train_locked(config: RunConfig, advice: Sequence[str], more: Sequence[Liste
         LogFile(output_dir / "train.log"),
         TensorBoardListener(output_dir / "logs"),
         SampleFiles(output_dir / "samples"),
+        AnswerFiles(output_dir / "samples"),
         RunRecord(output_dir / "record.jsonl"),
     ]
     # The stop signal hears of a step or a save before the others do: it must know what is unsaved at any moment.

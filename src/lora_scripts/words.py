@@ -18,6 +18,8 @@ class Words:
         data: what a checkpoint's identity calls the data set.
         unit: what speed is counted in, singular.
         short_unit: the same for narrow places.
+        rate_tag: the speed's name in TensorBoard.
+        says: what each of them comes with, singular.
         chinese: measure word and noun, as they follow a number.
         enough: how many give good results, as a sentence.
         usual_passes: how often each is seen in runs that went well; above `many_passes` times, and `many_uses` in all,
@@ -30,6 +32,8 @@ class Words:
     data: str
     unit: str
     short_unit: str
+    rate_tag: str
+    says: str
     chinese: str
     enough: str
     usual_passes: str
@@ -44,6 +48,8 @@ PICTURES = Words(
     "pictures and captions",
     "picture",
     "img",
+    "images_per_s",
+    "caption",
     "张图片",
     "50 to 200 give a free hand",
     "10 to 30",
@@ -57,6 +63,8 @@ DIALOGUES = Words(
     "dialogues",
     "trained token",
     "tok",
+    "trained_tokens_per_s",
+    "text",
     "条对话",
     "100 and more, all different, give good results",
     "1 to 5",

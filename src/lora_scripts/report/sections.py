@@ -94,7 +94,7 @@ def curves(history: RunHistory) -> Html | None:
         line_chart(
             "Speed",
             "速度",
-            [Series("pictures per second", at, [report.examples_per_s for report in reports])],
+            [Series("pictures per second", at, [report.rate for report in reports])],
             decimal,
             "pictures/s",
             from_zero=True,
