@@ -27,7 +27,7 @@ def train_command(config: RunConfig, advice: Sequence[str] = (), force: bool = F
     outcome = train_and_report(config, advice, force=force)
     if not outcome.complete:
         return STOPPED
-    print(_next_steps(config, outcome.files[0]))
+    print(NEXT_STEPS[config.task_type](config, outcome.files[0]))
     return 0
 
 
@@ -101,7 +101,7 @@ def _require_writable(folder: Path) -> None:
         raise DataError(f"output_dir: {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
 
 
-def _next_steps(config: RunConfig, file: Path) -> str:
+def _with_pictures(config: RunConfig, file: Path) -> str:
     return NEXT_STEPS[config.task_type](config, file)
 
 
@@ -123,3 +123,16 @@ def _of_dialogues(config: RunConfig, folder: Path) -> str:
 
 
 NEXT_STEPS = {"text-to-image": _of_pictures, "text-generation": _of_dialogues}
+
+
+def _with_dialogues(config: RunConfig, folder: Path) -> str:
+    both = f"--base-model {config.base_model} --lora {folder}"
+    return (
+        f"Talk with it: lora-scripts chat {both} --side-by-side\n"
+        f"Use it: {folder} is a PEFT folder, which transformers and vLLM load as it is; for llama.cpp and mlx-lm: "
+        f"lora-scripts export --help"
+    )
+
+
+NEXT_STEPS = {"text-to-image": _with_pictures, "text-generation": _with_dialogues}
+"""Task -> what to do with the finished file or folder."""

@@ -104,7 +104,9 @@ def _requests(run: Run) -> list[tuple[AnswerRequest, str]]:
         return []  # a preview would take minutes
     else:
         parts = run.prepared.parts
-        found = prompts_of(parts.train if parts.held_out is None else parts.held_out)
+        found = [*(prompts_of(parts.held_out) if parts.held_out is not None else ()), *prompts_of(parts.train)]
+        found = found[:MOST_PROMPTS]
+    # What is held out comes first: an answer that was learnt by heart says little.
     return [
         (replace(request, max_new_tokens=config.sample_tokens, seed=config.sample_seed + number), expected)
         for number, (request, expected) in enumerate(found)
