@@ -10,6 +10,7 @@ from lora_scripts.report.markup import Child, Html, el, zh
 
 if TYPE_CHECKING:
     from lora_scripts.preflight.findings import Finding, Report
+    from lora_scripts.words import Words
 
 __all__ = ["data_check", "told_by_check"]
 
@@ -18,17 +19,17 @@ _MAX_DETAIL = 160
 """Characters; the part of a caption that is cut may be a page long."""
 
 
-def data_check(check: Report | None) -> Html | None:
+def data_check(check: Report | None, words: Words) -> Html | None:
     """The findings, worst first; one sentence when there is nothing to complain of."""
     if check is None:
         return None
     wrong = [finding for finding in check.worst_first if finding.level != "note"]
     known = [finding.text for finding in check.worst_first if finding.level == "note"]
-    heads = el("tr", (el("th", head) for head in ("Found", "Pictures", "What to do")))
+    heads = el("tr", (el("th", head) for head in ("Found", words.examples.capitalize(), "What to do")))
     return el(
         "section",
         el("div", el("h2", "Data check", zh("数据检查")), class_="head"),
-        el("p", _lead(check), class_="lead"),
+        el("p", _lead(check, words), class_="lead"),
         el("table", el("thead", heads), el("tbody", map(_row, wrong)), class_="list") if wrong else None,
         el("ul", (el("li", line) for line in known), class_="lines", style="margin-top:18px") if known else None,
         id="check",
@@ -40,14 +41,14 @@ def told_by_check(check: Report | None) -> set[str]:
     return set() if check is None else {text for text, _ in report_notes(check)}
 
 
-def _lead(check: Report) -> str:
+def _lead(check: Report, words: Words) -> str:
     red, amber = check.count("red"), check.count("amber")
     verdict = "nothing to complain of"
     if red:
         verdict = f"{count(red, 'red finding')}, trained all the same"
     elif amber:
         verdict = f"{count(amber, 'finding')} that may make the LoRA less good than it could be"
-    return f"{check.num_trained} of {count(check.num_pictures, 'picture')} could be trained on; {verdict}."
+    return f"{check.num_trained} of {count(check.num_pictures, words.example)} could be trained on; {verdict}."
 
 
 def _row(finding: Finding) -> Html:
