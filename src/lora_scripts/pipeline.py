@@ -145,7 +145,7 @@ def run(
         return Outcome(False, data.dataset, advice=advice, check=prepared.check)
 
     # The best saved step becomes the finished file: written, read back and compared.
-    for line in judge.summary() if judge is not None else ():
+    for line in judge.summary(config.words) if judge is not None else ():
         events.note(line)
     choice = chooser.put_best_back(state)
     hard = hard_examples(state.picture_losses, data.examples, chooser.caption_hits, config.words)

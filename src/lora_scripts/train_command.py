@@ -27,7 +27,7 @@ def train_command(config: RunConfig, advice: Sequence[str] = (), force: bool = F
     outcome = train_and_report(config, advice, force=force)
     if not outcome.complete:
         return STOPPED
-    print(_next_steps(config, outcome.files[0]))
+    print(NEXT_STEPS[config.task_type](config, outcome.files[0]))
     return 0
 
 
@@ -47,6 +47,7 @@ def train_and_report(
 def _train_locked(config: RunConfig, advice: Sequence[str], more: Sequence[Listener], force: bool) -> Outcome:
     from lora_scripts.pipeline import run
     from lora_scripts.report.build import build_report
+    from lora_scripts.training.answer_files import AnswerFiles
     from lora_scripts.training.console import ConsoleListener
     from lora_scripts.training.log_file import LogFile
     from lora_scripts.training.record import RunRecord, SampleFiles
@@ -59,6 +60,7 @@ def _train_locked(config: RunConfig, advice: Sequence[str], more: Sequence[Liste
         LogFile(output_dir / "train.log"),
         TensorBoardListener(output_dir / "logs"),
         SampleFiles(output_dir / "samples"),
+        AnswerFiles(output_dir / "samples"),
         RunRecord(output_dir / "record.jsonl"),
     ]
     # The stop signal hears of a step or a save before the others do: it must know what is unsaved at any moment.
@@ -99,7 +101,7 @@ def _require_writable(folder: Path) -> None:
         raise DataError(f"output_dir: {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
 
 
-def _next_steps(config: RunConfig, file: Path) -> str:
+def _with_pictures(config: RunConfig, file: Path) -> str:
     return NEXT_STEPS[config.task_type](config, file)
 
 
@@ -121,3 +123,16 @@ def _of_dialogues(config: RunConfig, folder: Path) -> str:
 
 
 NEXT_STEPS = {"text-to-image": _of_pictures, "text-generation": _of_dialogues}
+
+
+def _with_dialogues(config: RunConfig, folder: Path) -> str:
+    both = f"--base-model {config.base_model} --lora {folder}"
+    return (
+        f"Talk with it: lora-scripts chat {both} --side-by-side\n"
+        f"Use it: {folder} is a PEFT folder, which transformers and vLLM load as it is; for llama.cpp and mlx-lm: "
+        f"lora-scripts export --help"
+    )
+
+
+NEXT_STEPS = {"text-to-image": _with_pictures, "text-generation": _with_dialogues}
+"""Task -> what to do with the finished file or folder."""

@@ -8,7 +8,7 @@ from typing import Literal
 __all__ = ["DIALOGUES", "PICTURES", "Words", "words_of"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Words:
     """One task's nouns.
 
@@ -18,7 +18,13 @@ class Words:
         data: what a checkpoint's identity calls the data set.
         unit: what speed is counted in, singular.
         short_unit: the same for narrow places.
+        rate_tag: the speed's name in TensorBoard.
+        says: what each of them comes with, singular.
         chinese: measure word and noun, as they follow a number.
+        chinese_noun: the noun alone.
+        chinese_says: what each of them comes with.
+        loss_varies: why the loss of single steps jumps.
+        measured: how the validation loss is measured.
         enough: how many give good results, as a sentence.
         usual_passes: how often each is seen in runs that went well; above `many_passes` times, and `many_uses` in all,
             they tend to be learnt by heart.
@@ -30,7 +36,13 @@ class Words:
     data: str
     unit: str
     short_unit: str
+    rate_tag: str
+    says: str
     chinese: str
+    chinese_noun: str
+    chinese_says: str
+    loss_varies: str
+    measured: str
     enough: str
     usual_passes: str
     many_passes: int
@@ -39,30 +51,42 @@ class Words:
 
 
 PICTURES = Words(
-    "pictures",
-    "picture",
-    "pictures and captions",
-    "picture",
-    "img",
-    "张图片",
-    "50 to 200 give a free hand",
-    "10 to 30",
-    60,
-    3000,
-    "Does the caption say what it shows, and does it belong to the set?",
+    examples="pictures",
+    example="picture",
+    data="pictures and captions",
+    unit="picture",
+    short_unit="img",
+    rate_tag="images_per_s",
+    says="caption",
+    chinese="张图片",
+    chinese_noun="图片",
+    chinese_says="标注",
+    loss_varies="every step draws other noise levels",
+    measured="with the same noise on the same pictures",
+    enough="50 to 200 give a free hand",
+    usual_passes="10 to 30",
+    many_passes=60,
+    many_uses=3000,
+    doubt="Does the caption say what it shows, and does it belong to the set?",
 )
 DIALOGUES = Words(
-    "dialogues",
-    "dialogue",
-    "dialogues",
-    "trained token",
-    "tok",
-    "条对话",
-    "100 and more, all different, give good results",
-    "1 to 5",
-    10,
-    1000,
-    "Is the answer right, and of the same kind as the others?",
+    examples="dialogues",
+    example="dialogue",
+    data="dialogues",
+    unit="trained token",
+    short_unit="tok",
+    rate_tag="trained_tokens_per_s",
+    says="text",
+    chinese="条对话",
+    chinese_noun="对话",
+    chinese_says="内容",
+    loss_varies="some answers are harder to foresee than others",
+    measured="on the same dialogues",
+    enough="100 and more, all different, give good results",
+    usual_passes="1 to 5",
+    many_passes=10,
+    many_uses=1000,
+    doubt="Is the answer right, and of the same kind as the others?",
 )
 
 

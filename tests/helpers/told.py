@@ -28,7 +28,7 @@ def report(step: int, num_steps: int = 10, loss: float = 0.5, **changes: Any) ->
         "loss_smoothed": loss,
         "learning_rates": {"unet": 1e-4, "text_encoder": 5e-5},
         "grad_norm": 0.75,
-        "examples_per_s": 12.5,
+        "rate": 12.5,
         "eta_s": 61.0,
         "memory": MemoryReading(2**30, 3 * 2**30, "process"),
     }

@@ -52,18 +52,21 @@ class Answerer:
         """
         import torch
 
-        encoded = self._tokenizer(self.prompt(request), add_special_tokens=False, return_tensors="pt", verbose=False)
-        tokens = encoded["input_ids"].to(self._model.device)
+        tokens = torch.tensor([self._tokens(request)], device=self._model.device)
         room = self._room(tokens.shape[1])
         pieces = Pieces(self._tokenizer, self._stops, on_text, stripped=bool(request.messages))
         with _in_use(self._model), _own_draws(request, self._model.device):
-            self._model.generate(  # type: ignore[operator]
+            self._model.generate(
                 input_ids=tokens,
                 attention_mask=torch.ones_like(tokens),
                 generation_config=self._generation(request, min(request.max_new_tokens, room)),
                 streamer=pieces,
             )
         return Answer(pieces.text, pieces.ended, pieces.num_tokens)
+
+    def require_room(self, request: AnswerRequest) -> None:
+        """Raises DataError where `answer` would: the prompt is too long, or the chat template refuses it."""
+        self._room(len(self._tokens(request)))
 
     def prompt(self, request: AnswerRequest) -> str:
         """The text that the model goes on with; a system text goes into the first question where the template has no place.
@@ -86,6 +89,10 @@ class Answerer:
                 if all(message.role != "system" for message in messages):
                     raise
         return self.template.render(fold_system(messages), ask=True)
+
+    def _tokens(self, request: AnswerRequest) -> list[int]:
+        encoded = self._tokenizer(self.prompt(request), add_special_tokens=False, verbose=False)
+        return list(encoded["input_ids"])
 
     def _room(self, num_tokens: int) -> int:
         config = self._model.config.get_text_config()

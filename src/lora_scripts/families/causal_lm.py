@@ -111,9 +111,10 @@ class CausalLanguageModel:
         return self._model_scores(batch)[places]
 
     def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
-        from lora_scripts.answering.generate import answer
+        from lora_scripts.answering.generate import Answerer
 
-        return [answer(self.model, self.tokenizer, request) for request in requests]
+        answerer = Answerer(self.model, self.tokenizer)
+        return [answerer.answer(request) for request in requests]
 
     # Running the model -------------------------------------------------------------------------------------------------
 

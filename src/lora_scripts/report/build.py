@@ -11,6 +11,7 @@ from lora_scripts.config import RunConfig
 from lora_scripts.data.dataset import Dataset, Example
 from lora_scripts.errors import DataError
 from lora_scripts.report.facts import HardThumbnail, Measurement, ReportFacts, Thumbnail
+from lora_scripts.report.usage import use_folder
 
 if TYPE_CHECKING:
     from lora_scripts.pipeline import Outcome
@@ -77,6 +78,7 @@ def _of_dialogues(facts: ReportFacts, config: RunConfig, outcome: Outcome) -> Re
     base = f"--base-model {config.base_model} --lora {folder}"
     return replace(
         facts,
+        use=use_folder(config.name, config.base_model, folder),
         worst_fitted_texts=[
             (each.example.name, each.example.caption, f"{each.loss}. {each.hint}") for each in outcome.hard_examples
         ],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_scripts.report.usage import Usage, use_in_prompts
 from lora_scripts.words import PICTURES, Words
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class ReportFacts:
         words: how the report calls what was trained on.
         trigger: the word to write in prompts.
         weight: the weight proposed for prompts.
+        use: how to use the finished files. Default: in prompts for pictures, with name, trigger and weight.
         num_examples: pictures or dialogues that trained. Default: as many as there are captions.
         left_out: (name, reason) of what did not train.
         bucket_counts: "512x768" -> pictures.
@@ -77,6 +79,7 @@ class ReportFacts:
     words: Words = PICTURES
     trigger: str = ""
     weight: float = 0.8
+    use: Usage | None = None
     num_examples: int | None = None
     thumbnails: Sequence[Thumbnail] = ()
     left_out: Sequence[tuple[str, str]] = ()
@@ -95,3 +98,7 @@ class ReportFacts:
     written_settings: Collection[str] | None = None
     device: str = ""
     environment: Sequence[tuple[str, str]] = ()
+
+    @property
+    def usage(self) -> Usage:
+        return self.use or use_in_prompts(self.name, self.trigger, self.weight)

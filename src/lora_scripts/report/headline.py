@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lora_scripts.report.facts import ReportFacts
     from lora_scripts.training.record import RunHistory
 
-__all__ = ["headline", "prompt_word", "spoken_time"]
+__all__ = ["headline", "spoken_time"]
 
 
 def headline(history: RunHistory, report: ReportFacts) -> Html:
@@ -29,11 +29,6 @@ def headline(history: RunHistory, report: ReportFacts) -> Html:
         _use(report) if history.finished or report.files else None,
         _figures(history, report),
     )
-
-
-def prompt_word(report: ReportFacts) -> str:
-    """`<lora:NAME:0.8>`, the way the WebUI loads a LoRA."""
-    return f"<lora:{report.name}:{report.weight:g}>"
 
 
 def spoken_time(seconds: float) -> str:
@@ -64,8 +59,8 @@ def _verdict(history: RunHistory, report: ReportFacts) -> list[Html | str]:
     if base := _base_model(history):
         words += [" for ", el("b", base)]
     words += [", trained"]
-    if pictures := _num_pictures(history, report):
-        words += [" on ", el("b", _many(pictures, "picture"))]
+    if examples := _num_examples(history, report):
+        words += [" on ", el("b", _many(examples, report.words.example))]
     words += [" for ", el("b", _many(history.last_step, "step"))]
     if epochs := _epochs(history):
         words += [f" ({epochs} {'epoch' if epochs == '1' else 'epochs'})"]
@@ -83,12 +78,7 @@ def _verdict(history: RunHistory, report: ReportFacts) -> list[Html | str]:
     if history.num_parts > 1:
         words += [f" The run was resumed {_times(history.num_parts - 1)}."]
     if history.finished or report.files:
-        words += [
-            " Put the file into your tool's LoRA folder and write ",
-            el("code", prompt_word(report)),
-            " in the prompt",
-        ]
-        words += [", together with the trigger word ", el("code", report.trigger), "."] if report.trigger else ["."]
+        words += [" ", *report.usage.sentence]
     elif history.checkpoints:
         words += [f" It is not finished: {count(history.last_step)} of {count(history.max_steps)} steps are done, and "]
         words += ["running the same command again goes on from ", el("code", history.checkpoints[-1][1]), "."]
@@ -98,10 +88,10 @@ def _verdict(history: RunHistory, report: ReportFacts) -> list[Html | str]:
 def _verdict_zh(history: RunHistory, report: ReportFacts) -> str | None:
     if not history.last_step and not report.files:
         return None
-    pictures = _num_pictures(history, report)
+    examples = _num_examples(history, report)
     base = _base_model(history)
     words = f"以 {base} 为底模，" if base else ""
-    words += f"用 {count(pictures)} 张图片" if pictures else ""
+    words += f"用 {count(examples)} {report.words.chinese}" if examples else ""
     words += f"训练了 {count(history.last_step)} 步"
     if history.seconds >= 1:
         words += f"，用时 {_chinese_time(history.seconds)}"
@@ -109,23 +99,21 @@ def _verdict_zh(history: RunHistory, report: ReportFacts) -> str | None:
     if report.chosen_step is not None and report.chosen_step != history.last_step:
         words += f"成品取自效果最好的第 {count(report.chosen_step)} 步。"
     if history.finished or report.files:
-        words += f"使用方法：把文件放入 LoRA 文件夹，在提示词中写入 {prompt_word(report)}"
-        words += f" 和触发词 {report.trigger}。" if report.trigger else "。"
+        words += report.usage.chinese
     return words
 
 
 def _use(report: ReportFacts) -> Html:
-    words = ", ".join(part for part in (report.trigger, "what the picture should show") if part)
-    return el(
-        "div", el("span", "In the prompt", zh("提示词")), el("pre", f"{prompt_word(report)} {words}"), class_="use"
-    )
+    label, chinese = report.usage.label
+    return el("div", el("span", label, zh(chinese)), el("pre", report.usage.line), class_="use")
 
 
 def _figures(history: RunHistory, report: ReportFacts) -> Html | None:
     tiles: list[tuple[str, str, str, str]] = []
-    if pictures := _num_pictures(history, report):
+    if examples := _num_examples(history, report):
         left_out = f"{count(len(report.left_out))} left out" if report.left_out else ""
-        tiles.append(("Pictures", "图片", count(pictures), left_out))
+        words = report.words
+        tiles.append((words.examples.capitalize(), words.chinese_noun, count(examples), left_out))
     if history.last_step:
         epochs = _epochs(history)
         tiles.append(("Steps", "步数", count(history.last_step), f"{epochs} epochs" if epochs else ""))
@@ -165,7 +153,7 @@ def _device(history: RunHistory, report: ReportFacts) -> str:
     return report.device or next((value for what, value in history.facts if what.lower() == "device"), "")
 
 
-def _num_pictures(history: RunHistory, report: ReportFacts) -> int:
+def _num_examples(history: RunHistory, report: ReportFacts) -> int:
     return history.num_captions if report.num_examples is None else report.num_examples
 
 

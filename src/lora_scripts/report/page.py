@@ -13,6 +13,7 @@ from lora_scripts import __version__
 from lora_scripts.atomic import write_atomically
 from lora_scripts.report import samples
 from lora_scripts.report import sections as details
+from lora_scripts.report.answers import answers_side_by_side
 from lora_scripts.report.data_check import data_check
 from lora_scripts.report.fitted import worst_fitted
 from lora_scripts.report.headline import headline
@@ -41,12 +42,13 @@ def render_report(history: RunHistory, report: ReportFacts) -> str:
     """The report as HTML text."""
     sections = [
         ("before-after", "Before and after", samples.before_and_after(history, report.chosen_step)),
+        ("answers", "Answers", answers_side_by_side(history.answers, report.chosen_step)),
         ("measured", "Measured effect", samples.measurements(report.measurements)),
         ("previews", "Previews by step", samples.checkpoints_grid(history, report.chosen_step)),
         ("files", "Files", details.files(history, report)),
         ("next", "Next", details.next_steps(report.next_commands)),
-        ("curves", "Curves", details.curves(history)),
-        ("worst-fitted", "Worst fitted", worst_fitted(report.worst_fitted)),
+        ("curves", "Curves", details.curves(history, report.words)),
+        ("worst-fitted", "Worst fitted", worst_fitted(report)),
         ("check", "Data check", data_check(report.check)),
         ("data", "Data", details.data(history, report)),
         ("settings", "Settings", details.settings(history, report)),

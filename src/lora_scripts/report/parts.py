@@ -12,7 +12,7 @@ from lora_scripts.report.pictures import picture
 if TYPE_CHECKING:
     from lora_scripts.report.facts import Thumbnail
 
-__all__ = ["lines", "more", "section", "table", "thumbnail"]
+__all__ = ["lines", "more", "section", "spread", "step_label", "table", "thumbnail"]
 
 _THUMBNAIL_SIDE = 192
 
@@ -33,6 +33,19 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Child]]) -> Html:
     head = el("thead", el("tr", (el("th", each) for each in heads))) if heads else None
     body = el("tbody", (el("tr", (el("td", child) for child in row)) for row in rows))
     return el("table", head, body, class_="list")
+
+
+def spread(steps: Sequence[int], most: int) -> list[int]:
+    """At most `most` of the steps, evenly spread, always with the first and the last."""
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
+
+
+def step_label(step: int, chosen_step: int | None) -> str:
+    """The head of a step's column."""
+    mark = " ✔ finished file" if step == chosen_step else ""
+    return "base model" if step == 0 else f"step {count(step)}{mark}"
 
 
 def lines(lines: Sequence[str], look: str = "") -> Html:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.report.charts import count
 from lora_scripts.report.markup import Html, el, sentence, zh
+from lora_scripts.report.parts import spread, step_label
 from lora_scripts.report.pictures import open_picture, picture
 
 if TYPE_CHECKING:
@@ -56,11 +57,6 @@ def before_and_after(history: RunHistory, chosen_step: int | None = None) -> Htm
     )
 
 
-def _column(step: int, chosen_step: int | None) -> str:
-    mark = " ✔ finished file" if step == chosen_step else ""
-    return "base model" if step == 0 else f"step {count(step)}{mark}"
-
-
 def _by_prompt(previews: PreviewFiles) -> dict[tuple[str, int], Path]:
     """The files by prompt and by how often the same prompt came before; seeds follow the order."""
     seen: Counter[str] = Counter()
@@ -96,7 +92,7 @@ def _pair(prompt: str, before: Image, after: Image) -> Html:
 
 def checkpoints_grid(history: RunHistory, chosen_step: int | None = None) -> Html | None:
     """Prompts down, steps across; the finished file's step is marked."""
-    steps = _spread(sorted(history.previews), _MAX_COLUMNS)
+    steps = spread(sorted(history.previews), _MAX_COLUMNS)
     if not steps:
         return None
     shown = {step: _by_prompt(history.previews[step]) for step in steps}
@@ -112,7 +108,7 @@ def checkpoints_grid(history: RunHistory, chosen_step: int | None = None) -> Htm
         rows.append(
             el("tr", el("th", el("span", prompt or "(empty prompt)", class_="clamp", title=prompt), scope="row"), cells)
         )
-    heads = [el("th", _column(step, chosen_step), scope="col") for step in steps]
+    heads = [el("th", step_label(step, chosen_step), scope="col") for step in steps]
     lead = "If another column looks better to you than the finished file's, use that step's file in checkpoint-N."
     if len(steps) < len(history.previews):
         lead += f" {len(steps)} of {len(history.previews)} steps are shown; all pictures lie in the samples folder."
@@ -133,13 +129,6 @@ def checkpoints_grid(history: RunHistory, chosen_step: int | None = None) -> Htm
         ),
         id="previews",
     )
-
-
-def _spread(steps: Sequence[int], most: int) -> list[int]:
-    """At most `most` of the steps, evenly spread, always with the first and the last."""
-    if len(steps) <= most:
-        return list(steps)
-    return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
 
 
 def measurements(figures: Sequence[Measurement]) -> Html | None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_scripts.config import FOR_OTHER_TASKS
 from lora_scripts.report.charts import Series, count, decimal, line_chart, power
 from lora_scripts.report.choice import step_table
 from lora_scripts.report.data_check import told_by_check
@@ -16,6 +17,7 @@ from lora_scripts.report.parts import lines, more, section, table, thumbnail
 if TYPE_CHECKING:
     from lora_scripts.report.facts import ReportFacts
     from lora_scripts.training.record import RunHistory
+    from lora_scripts.words import Words
 
 __all__ = ["curves", "data", "environment", "files", "next_steps", "notes", "settings"]
 
@@ -24,13 +26,14 @@ _MAX_LEFT_OUT = 200
 _MAX_NOTES = 100
 
 
-_MEMORISING = (
-    " The validation loss is measured with the same noise on the same pictures every time: held-out loss that rises while "
-    "that of training pictures falls means that pictures are learnt by heart."
-)
+def _memorising(words: Words) -> str:
+    return (
+        f" The validation loss is measured {words.measured} every time: held-out loss that rises while that of training "
+        f"{words.examples} falls means that {words.examples} are learnt by heart."
+    )
 
 
-def curves(history: RunHistory) -> Html | None:
+def curves(history: RunHistory, words: Words) -> Html | None:
     """Loss, learning rate, gradient norm, speed and memory over the steps."""
     reports, measured = history.reports, history.validations
     at = [report.step for report in reports]
@@ -56,8 +59,13 @@ def curves(history: RunHistory) -> Html | None:
             "Validation loss",
             "验证损失",
             [
-                Series("training pictures", [v.step for v in measured], [v.training_loss for v in measured], "second"),
-                Series("held-out pictures", [v.step for v in measured], [v.loss for v in measured]),
+                Series(
+                    f"training {words.examples}",
+                    [v.step for v in measured],
+                    [v.training_loss for v in measured],
+                    "second",
+                ),
+                Series(f"held-out {words.examples}", [v.step for v in measured], [v.loss for v in measured]),
             ],
             decimal,
             marks=marks,
@@ -94,9 +102,9 @@ def curves(history: RunHistory) -> Html | None:
         line_chart(
             "Speed",
             "速度",
-            [Series("pictures per second", at, [report.examples_per_s for report in reports])],
+            [Series(f"{words.unit}s per second", at, [report.rate for report in reports])],
             decimal,
-            "pictures/s",
+            f"{words.unit}s/s",
             from_zero=True,
         ),
         line_chart(
@@ -118,36 +126,37 @@ def curves(history: RunHistory) -> Html | None:
         "Curves",
         "训练曲线",
         el("div", charts, class_="charts"),
-        lead="The loss of single steps jumps because every step draws other noise levels; the smoothed curve shows the trend."
-        + (_MEMORISING if measured else ""),
+        lead=f"The loss of single steps jumps because {words.loss_varies}; the smoothed curve shows the trend."
+        + (_memorising(words) if measured else ""),
     )
 
 
 def data(history: RunHistory, report: ReportFacts) -> Html | None:
     """What trained and what did not, the shapes, and the captions."""
     parts: list[Child] = []
-    num_pictures = history.num_captions if report.num_examples is None else report.num_examples
+    words = report.words
+    num_examples = history.num_captions if report.num_examples is None else report.num_examples
     if report.left_out:
         rows = [[name, reason] for name, reason in report.left_out[:_MAX_LEFT_OUT]]
         parts.append(el("h3", f"Left out: {count(len(report.left_out))}", zh("未参与训练")))
-        parts.append(table(["Picture", "Reason"], rows))
+        parts.append(table([words.example.capitalize(), "Reason"], rows))
         parts.append(more(len(report.left_out) - len(rows)))
     if report.bucket_counts:
         parts += [el("h3", "Shapes", zh("尺寸分组")), _buckets(report.bucket_counts)]
     thumbnails = report.thumbnails[:_MAX_THUMBNAILS]
-    total = max(num_pictures, len(report.thumbnails))
+    total = max(num_examples, len(report.thumbnails))
     if thumbnails:
         parts.append(el("h3", "Pictures and captions", zh("图片与标注")))
         parts.append(el("div", (thumbnail(each) for each in thumbnails), class_="data"))
         parts.append(more(total - len(thumbnails)))
     elif history.captions:
         rows = [list(pair) for pair in history.captions[:_MAX_THUMBNAILS]]
-        parts.append(el("h3", "Captions", zh("标注")))
-        parts.append(table(["Picture", "Caption"], rows))
+        parts.append(el("h3", f"{words.says.capitalize()}s", zh(words.chinese_says)))
+        parts.append(table([words.example.capitalize(), words.says.capitalize()], rows))
         parts.append(more(history.num_captions - len(rows)))
     if not parts:
         return None
-    lead = f"{count(num_pictures)} trained" if num_pictures else ""
+    lead = f"{count(num_examples)} trained" if num_examples else ""
     if lead and report.left_out:
         lead += f", {count(len(report.left_out))} left out"
     return section("data", "Data", "训练数据", *parts, lead=f"{lead}." if lead else "")
@@ -171,7 +180,8 @@ def _buckets(counts: Mapping[str, int]) -> Html:
 
 def settings(history: RunHistory, report: ReportFacts) -> Html | None:
     """What the user set for this run, and behind a click everything in force with its explanation."""
-    values = history.settings
+    inert = FOR_OTHER_TASKS.get(str(history.settings.get("task_type")), frozenset())
+    values = {key: value for key, value in history.settings.items() if key not in inert}
     if not values:
         return None
     fields = _fields()
@@ -272,9 +282,10 @@ def files(history: RunHistory, report: ReportFacts) -> Html | None:
     paths = list(report.files or history.files)
     parts: list[Child] = []
     if paths:
-        parts.append(el("ul", (_file(path) for path in paths), class_="files"))
+        parts.append(el("ul", (_file(path, report.usage.purpose(path)) for path in paths), class_="files"))
         if any(path.suffix == ".safetensors" for path in paths):
-            parts += [el("h3", "Where to put it", zh("放置位置")), table(["Tool", "Folder"], _places(report.name))]
+            rows = [list(place) for place in report.usage.places]
+            parts += [el("h3", "Where to put it", zh("放置位置")), table(["Tool", "Place"], rows)]
     if report.chosen_why:
         parts += [el("h3", "Why this step", zh("为何选这一步")), el("p", report.chosen_why), step_table(report)]
     if report.verification:
@@ -282,34 +293,14 @@ def files(history: RunHistory, report: ReportFacts) -> Html | None:
     return section("files", "Files", "输出文件", *parts) if parts else None
 
 
-def _places(name: str) -> list[list[Child]]:
-    return [
-        ["AUTOMATIC1111 WebUI, Forge", el("code", "models/Lora")],
-        ["ComfyUI", el("code", "models/loras")],
-        ["diffusers", el("code", f'pipe.load_lora_weights(".", weight_name="{name}.safetensors")')],
-    ]
-
-
-def _file(path: Path) -> Html:
+def _file(path: Path, purpose: str) -> Html:
     name = el("div", el("code", path.name), el("span", _size(path)))
-    return el("li", name, el("p", purpose) if (purpose := _purpose(path)) else None)
-
-
-def _purpose(path: Path) -> str:
-    match path.suffix.lower():
-        case ".safetensors":
-            return "The LoRA."
-        case ".json":
-            return "Its card in the WebUI: trigger word, weight, notes. Put it beside the LoRA."
-        case ".png":
-            return "Its preview picture. Put it beside the LoRA."
-        case _:
-            return ""
+    return el("li", name, el("p", purpose) if purpose else None)
 
 
 def _size(path: Path) -> str:
     try:
-        num_bytes = path.stat().st_size
+        num_bytes = sum(each.stat().st_size for each in (path.iterdir() if path.is_dir() else [path]))
     except OSError:
         return "-"
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"

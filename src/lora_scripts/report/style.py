@@ -75,6 +75,19 @@ nav a:hover { text-decoration: underline; }
 .slide .pair:focus-within { outline: 3px solid var(--accent); }
 button { font: inherit; font-size: 14px; color: var(--accent); background: var(--accent-soft); border: 0; border-radius: 8px; padding: 5px 13px; cursor: pointer; }
 
+.answers { display: grid; gap: 18px; }
+.answers article { border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
+.answers .asked { margin: 0; padding: 12px 16px; background: var(--sunken); font-weight: 600; max-width: none; white-space: pre-wrap; overflow-wrap: anywhere; }
+.said { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(240px, 100%), 1fr)); }
+.said > div { padding: 12px 16px 14px; border-top: 1px solid var(--line); }
+.said > div + div { border-left: 1px solid var(--line); }
+.said .now { background: var(--accent-soft); }
+.said h4 { margin: 0 0 4px; font-size: 13.5px; font-weight: 600; color: var(--soft); }
+.answer { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; max-width: none; }
+.answers-by-step td { vertical-align: top; padding: 8px 10px; background: var(--sunken); border-radius: 8px; min-width: 190px; font-size: 14px; }
+.answers-by-step thead td { background: none; }
+.answers-by-step th[scope=row] { vertical-align: top; padding-top: 8px; white-space: pre-wrap; }
+
 .scroll { overflow-x: auto; margin: 0 -28px; padding: 0 28px; }
 .grid { border-collapse: separate; border-spacing: 6px; margin: -6px; width: 100%; }
 .grid th { font-weight: 600; font-size: 13.5px; text-align: center; padding: 0 0 2px; white-space: nowrap; }

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from lora_scripts.training.events import Level, Listener, Preview, RunStart, StepReport, Validation
-from lora_scripts.training.log_file import duration, in_gib, one_line, step_line
+from lora_scripts.training.events import Answers, Level, Listener, Preview, RunStart, StepReport, Validation
+from lora_scripts.training.log_file import duration, in_gib, one_line, shortened, speed, step_line
+from lora_scripts.words import PICTURES, words_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -20,6 +21,7 @@ __all__ = ["ConsoleListener"]
 
 _WIDE = 100
 """From this many columns on, the bar is longer."""
+_MOST_OF_A_PROMPT, _MOST_OF_AN_ANSWER = 50, 100
 _QUIET_S = 15.0
 """In a file, a long preparation is reported at most this often."""
 
@@ -50,6 +52,7 @@ class ConsoleListener(Listener):
         # FORCE_COLOR makes rich take a file for a terminal; a moving bar in a file helps nobody.
         is_tty = stream is not None and stream.isatty()
         self.live = is_tty and self.console.is_terminal and not self.console.is_dumb_terminal
+        self._words = PICTURES
         self._progress: Progress | None = None
         self._training: TaskID | None = None
         self._tasks: dict[str, tuple[TaskID, float]] = {}
@@ -85,6 +88,7 @@ class ConsoleListener(Listener):
             self._print(f"{what}: {done} of {total}")
 
     def started(self, run: RunStart) -> None:
+        self._words = words_of(str(run.settings.get("task_type")))
         self._print_facts(run.facts)
         if self.live:
             bar = self._bar()
@@ -96,7 +100,7 @@ class ConsoleListener(Listener):
 
     def stepped(self, report: StepReport) -> None:
         if self._progress is None or self._training is None:
-            self._print(step_line(report))
+            self._print(step_line(report, self._words))
             return
         self._progress.update(
             self._training,
@@ -108,13 +112,23 @@ class ConsoleListener(Listener):
 
     def validated(self, validation: Validation) -> None:
         self._print(
-            f"step {validation.step}: validation loss {validation.loss:.4f} on held-out pictures, "
-            f"{validation.training_loss:.4f} on training pictures"
+            f"step {validation.step}: validation loss {validation.loss:.4f} on held-out {self._words.examples}, "
+            f"{validation.training_loss:.4f} on training {self._words.examples}"
         )
 
     def previewed(self, preview: Preview) -> None:
         if not self.live:
             self._print(f"step {preview.step}: {len(preview.images)} previews rendered")
+
+    def answered(self, answers: Answers) -> None:
+        # One of them says how it goes; all of them stand in samples/ and in the report.
+        if answers.prompts:
+            prompt, answer = answers.prompts[0], answers.adapter[0].text
+            self._print(
+                f"step {answers.step}: {_shown(prompt, _MOST_OF_A_PROMPT)} -> {_shown(answer, _MOST_OF_AN_ANSWER)}"
+            )
+        for line in answers.alarms:
+            self.note(f"step {answers.step}: {line}", "warning")
 
     def saved(self, step: int, folder: Path) -> None:
         self._print(f"step {step}: saved {folder.name}")
@@ -134,7 +148,7 @@ class ConsoleListener(Listener):
         parts = [
             f"loss {report.loss_smoothed:.4f}",
             f"lr {rate:.1e}",
-            f"{report.examples_per_s:.2f} img/s",
+            speed(report.rate, self._words),
             in_gib(report.memory.current_bytes),
         ]
         # train, bar, steps, time left, and the gaps between them.
@@ -207,6 +221,10 @@ class ConsoleListener(Listener):
             width = max((cell_len(label) for label in labels), default=0)
             for label, (_, value) in zip(labels, facts, strict=True):
                 self._print(f"{label}{' ' * (width - cell_len(label))}  {one_line(value)}")
+
+
+def _shown(text: str, most: int) -> str:
+    return f'"{shortened(text, most)}"'
 
 
 def _eta(spent_s: float, done: int, total: int) -> float | None:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from lora_scripts.dialogues.answers import Answer
     from lora_scripts.training.memory import MemoryReading
 
-__all__ = ["Events", "Listener", "Preview", "RunStart", "StepReport", "Validation"]
+__all__ = ["Answers", "Events", "Listener", "Preview", "RunStart", "StepReport", "Validation"]
 
 Level = Literal["info", "warning"]
 
@@ -29,7 +30,7 @@ class RunStart:
     Attributes:
         settings: every setting with the value in force, as text and numbers.
         facts: (what, value) pairs for people: base model, pictures, buckets, trainable weights, device.
-        captions: (picture's name, caption) as they train.
+        captions: (name, caption) of each picture as it trains, or of each dialogue what it says, shortened.
         first_step: steps already done by an earlier run in the same folder.
     """
 
@@ -49,7 +50,7 @@ class StepReport:
         losses: the mean loss of each step since the last report, oldest first; NaN for a step that was left out.
         loss_smoothed: exponential moving average of the losses (factor 0.98, bias corrected).
         grad_norm: of the last step, before it is shortened to `max_grad_norm`.
-        examples_per_s: pictures trained per second since the last report, previews and saves left out.
+        rate: pictures, or learnt tokens, per second since the last report; previews and saves left out.
         eta_s: seconds until the last step at this speed, previews and saves left out.
     """
 
@@ -60,7 +61,7 @@ class StepReport:
     loss_smoothed: float
     learning_rates: Mapping[str, float]
     grad_norm: float
-    examples_per_s: float
+    rate: float
     eta_s: float
     memory: MemoryReading
 
@@ -81,12 +82,31 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a language model says to fixed prompts after `step` steps, beside what it said before training.
+
+    Attributes:
+        prompts: for people.
+        base, adapter: the answers to each prompt, in the same order.
+        alarms: what is wrong with many of the adapter's answers and was not with the base model's, one line each.
+        expected: what the data answer; empty texts where the prompt is not from the data.
+    """
+
+    step: int
+    prompts: Sequence[str]
+    base: Sequence[Answer]
+    adapter: Sequence[Answer]
+    alarms: Sequence[str] = ()
+    expected: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Validation:
     """The validation loss after `step` steps.
 
     Attributes:
-        held_out: mean loss of each held-out picture, always in the same order.
-        trained: the same of as many training pictures; the n-th of both are measured with the same noise.
+        held_out: mean loss of each held-out example, always in the same order.
+        trained: the same of as many training examples; the n-th of both are measured with the same noise.
     """
 
     step: int
@@ -95,17 +115,17 @@ class Validation:
 
     @property
     def loss(self) -> float:
-        """Mean over the held-out pictures."""
+        """Mean over the held-out examples."""
         return sum(self.held_out) / len(self.held_out)
 
     @property
     def training_loss(self) -> float:
-        """Mean over the training pictures."""
+        """Mean over the training examples."""
         return sum(self.trained) / len(self.trained)
 
     @property
     def gap(self) -> float:
-        """How much worse the model does on pictures that it was not trained on; what it grows by is memorisation."""
+        """How much worse the model does on examples that it was not trained on; what it grows by is memorisation."""
         return self.loss - self.training_loss
 
 
@@ -132,6 +152,9 @@ class Listener:
 
     def previewed(self, preview: Preview) -> None:
         """Previews were rendered."""
+
+    def answered(self, answers: Answers) -> None:
+        """A language model was asked its prompts."""
 
     def saved(self, step: int, folder: Path) -> None:
         """A checkpoint is complete."""
@@ -179,6 +202,10 @@ class Events(Listener):
     def previewed(self, preview: Preview) -> None:
         for listener in self.listeners:
             listener.previewed(preview)
+
+    def answered(self, answers: Answers) -> None:
+        for listener in self.listeners:
+            listener.answered(answers)
 
     def saved(self, step: int, folder: Path) -> None:
         for listener in self.listeners:

@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING
 
 from lora_scripts import __version__
 from lora_scripts.errors import TrainingError
-from lora_scripts.training.events import Level, Listener, Preview, RunStart, StepReport
+from lora_scripts.training.events import Answers, Level, Listener, Preview, RunStart, StepReport
+from lora_scripts.words import PICTURES, Words, words_of
 
 if TYPE_CHECKING:
     from io import FileIO
 
-__all__ = ["AppendFile", "LogFile", "duration", "in_gib", "one_line", "step_line"]
+__all__ = ["AppendFile", "LogFile", "duration", "in_gib", "one_line", "shortened", "speed", "step_line"]
 
 _ROOM_MB = 1
 """What a log asks for when the disk is full: much more than an entry, so that the next try does not fail a step later."""
+_MOST_OF_AN_ANSWER = 300
+"""Characters; whole answers lie in the folder of samples."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -112,6 +115,8 @@ class LogFile(Listener):
 
     def __init__(self, path: Path, now: Callable[[], datetime] = datetime.now) -> None:
         self._now = now
+        self._words = PICTURES
+        self._base_written = False
         self._file = AppendFile(path, mend=b"\n")
         self._write(f"lora-scripts {__version__}, Python {platform.python_version()}, {sys.platform}")
 
@@ -124,6 +129,7 @@ class LogFile(Listener):
             self._write(f"{what}: {done} of {total} done")
 
     def started(self, run: RunStart) -> None:
+        self._words = words_of(str(run.settings.get("task_type")))
         if run.first_step:
             self._write(f"resumed after step {run.first_step} of {run.max_steps}")
         else:
@@ -133,10 +139,19 @@ class LogFile(Listener):
         self._write("  settings: " + json.dumps(dict(run.settings), ensure_ascii=False, default=str))
 
     def stepped(self, report: StepReport) -> None:
-        self._write(step_line(report))
+        self._write(step_line(report, self._words))
 
     def previewed(self, preview: Preview) -> None:
         self._write(f"step {preview.step}: {len(preview.images)} previews rendered")
+
+    def answered(self, answers: Answers) -> None:
+        self._write(f"step {answers.step}: {len(answers.prompts)} prompts answered")
+        for prompt, base, adapter in zip(answers.prompts, answers.base, answers.adapter, strict=True):
+            said = [("asked", prompt), *([] if self._base_written else [("base", base.text)]), ("LoRA", adapter.text)]
+            self._write("\n".join(f"  {who:<5}  {shortened(text, _MOST_OF_AN_ANSWER)}" for who, text in said))
+        self._base_written = True  # it never changes
+        for line in answers.alarms:
+            self._write(line, "warning")
 
     def saved(self, step: int, folder: Path) -> None:
         self._write(f"step {step}: checkpoint saved in {folder}")
@@ -154,7 +169,12 @@ class LogFile(Listener):
         self._file.write("".join(line + "\n" for line in lines).encode("utf-8", errors="backslashreplace"))
 
 
-def step_line(report: StepReport) -> str:
+def speed(rate: float, words: Words) -> str:
+    """`12.50 img/s`, `3,150 tok/s`."""
+    return f"{rate:,.0f} {words.short_unit}/s" if rate >= 100 else f"{rate:.2f} {words.short_unit}/s"
+
+
+def step_line(report: StepReport, words: Words = PICTURES) -> str:
     """The numbers of a report on one line, without colour, as train.log and terminals that are files show them."""
     width = len(str(report.max_steps))
     rates = "  ".join(
@@ -165,9 +185,15 @@ def step_line(report: StepReport) -> str:
     return (
         f"step {report.step:>{width}}/{report.max_steps}  {percent:>4}  epoch {report.epoch:.2f}"
         f"  loss {report.loss:.4f}  smoothed {report.loss_smoothed:.4f}  {rates}  grad norm {report.grad_norm:.3f}"
-        f"  {report.examples_per_s:.2f} img/s  memory {in_gib(report.memory.current_bytes)}"
+        f"  {speed(report.rate, words)}  memory {in_gib(report.memory.current_bytes)}"
         f" (peak {in_gib(report.memory.peak_bytes)})  {duration(report.eta_s)} left"
     )
+
+
+def shortened(text: str, most: int) -> str:
+    """The text on one line, cut to `most` characters."""
+    line = one_line(text)
+    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def one_line(text: str) -> str:

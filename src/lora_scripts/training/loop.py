@@ -268,7 +268,7 @@ class _Meter:
                 loss_smoothed=smoothed,
                 learning_rates=learning_rates,
                 grad_norm=self._grad_norm,
-                examples_per_s=self._examples / seconds,
+                rate=self._examples / seconds,
                 eta_s=(self._max_steps - step) * seconds / len(losses),
                 memory=memory_now(self._device),
             )

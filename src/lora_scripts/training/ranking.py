@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.choosing.rule import beyond_noise
 from lora_scripts.training.events import Events, Validation
 from lora_scripts.training.validation import Estimate, memorised, paired
+from lora_scripts.words import PICTURES, Words
 
 if TYPE_CHECKING:
     from lora_scripts.training.loop import LoopState
@@ -66,7 +67,7 @@ class Judge:
         )
         return True
 
-    def summary(self) -> list[str]:
+    def summary(self, words: Words = PICTURES) -> list[str]:
         """What the measurements say about memorising, in one line, after the run."""
         history = read_validations(self._state)
         if len(history) < 2:
@@ -74,10 +75,9 @@ class Judge:
         first, last = history[0], history[-1]
         growth = memorised(last, first)
         learnt = beyond_noise(Estimate(-growth.mean, growth.error), len(last.held_out))
-        verdict = (
-            "more than chance explains, so part of the pictures was learnt by heart" if learnt else "within the noise"
-        )
+        by_heart = f"more than chance explains, so part of the {words.examples} was learnt by heart"
+        verdict = by_heart if learnt else "within the noise"
         return [
-            f"Held-out loss {first.loss:.4f} -> {last.loss:.4f}, on training pictures {first.training_loss:.4f} -> "
+            f"Held-out loss {first.loss:.4f} -> {last.loss:.4f}, on training {words.examples} {first.training_loss:.4f} -> "
             f"{last.training_loss:.4f}; the gap between them (memorisation) changed by {growth}, {verdict}."
         ]

@@ -6,12 +6,13 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.training.events import Level, Listener, Preview, RunStart, StepReport, Validation
+from lora_scripts.dialogues.answers import Answer
+from lora_scripts.training.events import Answers, Level, Listener, Preview, RunStart, StepReport, Validation
 from lora_scripts.training.log_file import AppendFile
 from lora_scripts.training.memory import MemoryReading
 
@@ -79,7 +80,7 @@ class RunRecord(Listener):
             loss_smoothed=report.loss_smoothed,
             learning_rates=dict(report.learning_rates),
             grad_norm=report.grad_norm,
-            examples_per_s=report.examples_per_s,
+            rate=report.rate,
             eta_s=report.eta_s,
             memory=[report.memory.current_bytes, report.memory.peak_bytes, report.memory.source],
         )
@@ -91,6 +92,9 @@ class RunRecord(Listener):
     def previewed(self, preview: Preview) -> None:
         names = [f"{self._samples}/{sample_name(preview.step, i + 1)}" for i in range(len(preview.images))]
         self._write("previewed", step=preview.step, prompts=list(preview.prompts), files=names)
+
+    def answered(self, answers: Answers) -> None:
+        self._write("answered", **asdict(answers))
 
     def saved(self, step: int, folder: Path) -> None:
         self._write("saved", step=step, folder=folder.name)
@@ -190,7 +194,7 @@ class RunHistory:
         steps, losses: one entry per step, of the same length.
         reports: the readings of every `log_steps` steps: rates, gradient norm, speed, memory, smoothed loss.
         validations: the validation losses, in order.
-        previews: by step, in order.
+        previews, answers: by step, in order.
         checkpoints: (step, name of the folder), in order.
         files: the finished files; empty while the run is not finished.
         seconds: time the kept steps took, previews and saves included, over all parts of the run.
@@ -208,6 +212,7 @@ class RunHistory:
     reports: list[StepReport] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
     previews: dict[int, PreviewFiles] = field(default_factory=dict)
+    answers: dict[int, Answers] = field(default_factory=dict)
     checkpoints: list[tuple[int, str]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
@@ -275,6 +280,9 @@ class _Parts:
                 files = [self._folder / name for name in entry["files"]]
                 history.previews[int(entry["step"])] = PreviewFiles(int(entry["step"]), list(entry["prompts"]), files)
                 self._tick(entry)
+            case "answered":
+                history.answers[int(entry["step"])] = _answers(entry)
+                self._tick(entry)
             case "saved":
                 history.checkpoints.append((int(entry["step"]), str(entry["folder"])))
                 self._tick(entry)
@@ -297,6 +305,7 @@ class _Parts:
         history.losses = [self._losses[step] for step in history.steps]
         history.num_parts = len({self._part_of[step] for step in history.steps})
         history.previews = dict(sorted(history.previews.items()))
+        history.answers = dict(sorted(history.answers.items()))
         history.seconds = sum(max((seconds for _, seconds in part), default=0.0) for part in self._clock)
         history.notes = (self._early_notes or self._pending_notes) + history.notes
 
@@ -328,6 +337,7 @@ class _Parts:
         # The measurement of the step itself stands before the save, and is not made again.
         history.validations = [each for each in history.validations if each.step <= kept]
         history.previews = {step: files for step, files in history.previews.items() if step <= kept}
+        history.answers = {step: answers for step, answers in history.answers.items() if step <= kept}
         history.checkpoints = [(step, folder) for step, folder in history.checkpoints if step <= kept]
 
     def _tick(self, entry: dict[str, Any]) -> None:
@@ -345,10 +355,19 @@ def _report(entry: dict[str, Any]) -> StepReport:
         loss_smoothed=_number(entry["loss_smoothed"]),
         learning_rates={str(group): _number(rate) for group, rate in entry["learning_rates"].items()},
         grad_norm=_number(entry["grad_norm"]),
-        examples_per_s=_number(entry["examples_per_s"]),
+        rate=_number(entry["rate"] if "rate" in entry else entry["examples_per_s"]),
         eta_s=_number(entry["eta_s"]),
         memory=MemoryReading(int(current), int(peak), source),
     )
+
+
+def _answers(entry: dict[str, Any]) -> Answers:
+    base, adapter = (
+        [Answer(str(each["text"]), bool(each["ended"]), int(each["num_tokens"])) for each in entry[whose]]
+        for whose in ("base", "adapter")
+    )
+    prompts, told, expected = (list(map(str, entry[what])) for what in ("prompts", "alarms", "expected"))
+    return Answers(int(entry["step"]), prompts, base, adapter, told, expected)
 
 
 def _number(value: float | None) -> float:

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.training.events import Listener, Preview, RunStart, StepReport, Validation
+from lora_scripts.training.events import Answers, Listener, Preview, RunStart, StepReport, Validation
 from lora_scripts.training.log_file import AppendFile, one_line
+from lora_scripts.words import PICTURES, Words, words_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,23 +31,25 @@ _FILE_NUMBER = itertools.count()
 class TensorBoardListener(Listener):
     """Writes one event file per start into `log_dir`; a resumed run's curves join the older ones.
 
-    Tags: loss/train (every step), loss/smoothed, lr/<group>, grad_norm, speed/images_per_s, memory/current_gib and
+    Tags: loss/train (every step), loss/smoothed, lr/<group>, grad_norm, speed/images_per_s (or trained_tokens_per_s), memory/current_gib and
     memory/peak_gib; validation/held_out, validation/training, validation/gap; preview/<n> pictures with their prompts as
-    texts; config, run and captions as texts. The page "custom scalars" shows the validation losses and their gap in one chart.
+    texts; answers, a table of base model and LoRA as text, answers/ended and answers/repeated; config, run and captions as texts. The page "custom scalars" shows the validation losses and their gap in one chart.
     """
 
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
         self._file: _EventFile | None = None
         self._shown_prompts: dict[int, str] = {}
+        self._words = PICTURES
 
     def started(self, run: RunStart) -> None:
         step = run.first_step
+        self._words = words_of(str(run.settings.get("task_type")))
         texts = [
             *_text("config", _yaml(run), step),
             *_text("run", _table(("what", "value"), run.facts), step),
-            *_text("captions", _captions(run.captions), step),
-            _layout(),
+            *_text("captions", _captions(run.captions, self._words), step),
+            _layout(self._words),
         ]
         # A pass over step N starts anew at N + 1: step N itself belongs to the older part.
         self._add(texts, first_new=step + 1 if step else 0)
@@ -58,7 +61,7 @@ class TensorBoardListener(Listener):
             "loss/smoothed": report.loss_smoothed,
             **{f"lr/{_tag(group)}": rate for group, rate in report.learning_rates.items()},
             "grad_norm": report.grad_norm,
-            "speed/images_per_s": report.examples_per_s,
+            f"speed/{self._words.rate_tag}": report.rate,
             "memory/current_gib": report.memory.current_bytes / gib,
             "memory/peak_gib": report.memory.peak_bytes / gib,
         }
@@ -86,6 +89,23 @@ class TensorBoardListener(Listener):
                 self._shown_prompts[number] = prompt
                 events += _text(f"preview/{number}", _plain(prompt), preview.step)
         self._add(events, first_new=preview.step)
+
+    def answered(self, answers: Answers) -> None:
+        from lora_scripts.answering.alarms import share_repeated
+
+        said = list(zip(answers.prompts, answers.base, answers.adapter, strict=True))
+        if not said:
+            return
+        table = _table(
+            ("prompt", "base model", "LoRA"), [(prompt, base.text, lora.text) for prompt, base, lora in said]
+        )
+        scalars = {
+            "answers/ended": sum(lora.ended for _, _, lora in said) / len(said),
+            "answers/repeated": sum(share_repeated(lora.text) for _, _, lora in said) / len(said),
+        }
+        events = [_scalar(tag, value, answers.step) for tag, value in scalars.items()]
+        remarks = "\n\n".join(map(_plain, answers.alarms))
+        self._add(_text("answers", f"{table}\n\n{remarks}", answers.step) + events, first_new=answers.step)
 
     def rewound(self, step: int, reason: str) -> None:
         self.close()  # a new file says that what the old one holds of later steps is superseded
@@ -158,14 +178,14 @@ def _scalar(tag: str, value: float, step: int) -> Any:
     return Event(step=step, summary=scalar(tag, value))  # type: ignore[no-untyped-call]
 
 
-def _layout() -> Any:
+def _layout(words: Words) -> Any:
     """What the page "custom scalars" shows: curves that say something only side by side, each group in one chart."""
     from tensorboard.compat.proto.event_pb2 import Event
     from torch.utils.tensorboard.summary import custom_scalars
 
     validation = ["validation/training", "validation/held_out", "validation/gap"]
     charts = {
-        "memorisation: training pictures, held-out pictures, gap": ["Multiline", validation],
+        f"memorisation: training {words.examples}, held-out {words.examples}, gap": ["Multiline", validation],
         "loss of training steps": ["Multiline", ["loss/train", "loss/smoothed"]],
     }
     return Event(summary=custom_scalars({"overview": charts}))  # type: ignore[no-untyped-call]
@@ -213,9 +233,9 @@ def _plain_value(value: object) -> object:
     return str(value)
 
 
-def _captions(captions: Sequence[tuple[str, str]]) -> str:
+def _captions(captions: Sequence[tuple[str, str]], words: Words) -> str:
     shown = [(str(i), *pair) for i, pair in enumerate(captions[:_MAX_CAPTIONS], 1)]
-    table = _table(("#", "picture", "caption"), shown)
+    table = _table(("#", words.example, words.says), shown)
     more = len(captions) - len(shown)
     return f"{table}\n\n{more} more are not shown." if more > 0 else table
 
