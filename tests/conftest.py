@@ -84,3 +84,48 @@ def settings(tiny_sd_folder: Path, pictures: Path, tmp_path: Path) -> Callable[.
         return values | changes
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of a few thousand random weights with a tokenizer and a chat template; read only."""
+    from helpers.tiny_causal_lms import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def dialogues(tmp_path: Path) -> Path:
+    """A folder with `train.jsonl` of sixteen questions and answers, the test's own."""
+    import json
+
+    folder = tmp_path / "dialogues"
+    folder.mkdir()
+    rows = [{"input": f"{n} and {n}?", "output": f"{2 * n}{', of course' * (n % 3)}"} for n in range(16)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return folder
+
+
+@pytest.fixture
+def language_settings(tiny_language_model: Path, dialogues: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Makes the settings of a short run on dialogues; keywords override."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "task_type": "text-generation",
+            "train_data_dir": str(dialogues),
+            "base_model": str(tiny_language_model),
+            "output_dir": str(tmp_path / "run"),
+            "lora_rank": 2,
+            "lora_alpha": 3,
+            "batch_size": 4,
+            "max_steps": 6,
+            "save_steps": 2,
+            "log_steps": 1,
+            "learning_rate": 1e-2,
+            "sample_every": 0,
+            "device": "cpu",
+        }
+        return values | changes
+
+    return make

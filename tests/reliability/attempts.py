@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 
 IMPORTED_BEFORE_THE_FORK = [
-    "lora_scripts.export.sidecar", "lora_scripts.families.sd15", "lora_scripts.finish", "lora_scripts.pipeline",
-    "lora_scripts.preflight.before_run", "lora_scripts.preflight.model_step", "lora_scripts.previews", "lora_scripts.report.build", "lora_scripts.training.console", "lora_scripts.training.record",
-    "lora_scripts.training.resume", "lora_scripts.training.tensorboard", "transformers.models.clip.modeling_clip",
-    "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition",
+    "lora_scripts.pipeline", "lora_scripts.report.build", "lora_scripts.training.console", "lora_scripts.training.record",
+    "lora_scripts.training.resume", "lora_scripts.training.tensorboard",
 ]  # fmt: skip
 
 
@@ -75,7 +73,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    for name in IMPORTED_BEFORE_THE_FORK:
+    for name in [*IMPORTED_BEFORE_THE_FORK, *plan["imported"]]:
         importlib.import_module(name)
     # The header holds the dates of a run; with the clock standing still, whole files can be compared.
     time.time = lambda: 1_750_000_000.0
@@ -106,7 +104,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
                 saving += any(path.name.endswith(".partial") for path in output_dir.iterdir())
         if code != 0:
             return {"failed": f"after {kills} kills a run ended with {code}"}
-        finished.append(str(output_dir / "run.safetensors"))
+        finished.append(str(output_dir / plan["file"]))
     return {"kills": kills, "while saving": saving, "finished": finished, "seconds": time.monotonic() - began}
 
 
