@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,16 @@ def test_half_characters_are_replaced_and_told(tmp_path: Path) -> None:
     train = open_dialogues(write(tmp_path, "train.jsonl", text)).train
     assert train.examples[1].answers == ["b \ufffd"]
     assert any("half characters" in note and "train.jsonl:2" in note for note in train.notes)
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names exist on Linux alone")
+def test_file_name_and_keys_that_are_no_text_can_be_shown(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/train-\xff.jsonl"))
+    path.write_text(lines(numbered(20)) + '{"\\ud800": 1}\n')
+    data = open_dialogues(tmp_path)
+    told = [*data.notes, *data.train.summary(), *(row.name for row in data.train.examples)]
+    assert "\n".join(told).encode()
+    assert data.train.examples[0].name == "train-\\udcff.jsonl:1"
 
 
 def test_copies_are_counted_and_have_one_digest(tmp_path: Path) -> None:
