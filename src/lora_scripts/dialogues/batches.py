@@ -88,7 +88,7 @@ class DialogueListing:
         """File -> a digest of all that is learnt from it: a set of 100,000 rows shall not fill every checkpoint with names."""
         files: dict[str, list[TrainedDialogue]] = {}
         for example in self.examples:
-            files.setdefault(example.row.name.rpartition(":")[0], []).append(example)
+            files.setdefault(example.row.file, []).append(example)
         return {file: f"{len(rows):,} sequences, {_digest(rows)[:16]}" for file, rows in files.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -31,7 +32,8 @@ class Dialogue:
     """One row of the data.
 
     Attributes:
-        name: `train.jsonl:12`, the file (relative to the data folder, forward slashes) and the line; unique.
+        name: `train.jsonl:12`, the file (relative to the data folder, forward slashes) and the line; in an array
+            `train.json#12`, the twelfth row; unique.
         messages: in order; empty for a row of plain text.
         text: plain text; empty for a dialogue.
         digest: sha256 of the content, not of its place, hexadecimal.
@@ -43,6 +45,11 @@ class Dialogue:
     text: str
     digest: str
     repeats: int = 1
+
+    @property
+    def file(self) -> str:
+        """The file that it stands in, relative to the data folder."""
+        return re.split(r"[:#][0-9]+$", self.name)[0]
 
     @property
     def answers(self) -> list[str]:

@@ -54,17 +54,18 @@ def length_histogram(tokens: TokenisedSet, most: int = 10) -> list[str]:
     """One line per range of lengths in tokens, before anything was cut: range, number of examples, bar.
 
     Args:
-        most: lines at most; ranges are of one width, a round number.
+        most: lines at most, from the shortest to the longest; ranges are of one width, a round number.
     """
     lengths = [tokens.cut.get(example.name, example.cost) for example in tokens.examples]
     if not lengths:
         return []
-    longest = max(lengths)
-    width = next(w for w in _round_numbers() if w * most >= longest)
-    counts = [0] * -(-longest // width)
+    shortest, longest = min(lengths) - 1, max(lengths) - 1
+    width = next(width for width in _round_numbers() if longest // width - shortest // width < most)
+    first = shortest // width
+    counts = [0] * (longest // width - first + 1)
     for length in lengths:
-        counts[(length - 1) // width] += 1
-    return [_bar(number * width + 1, (number + 1) * width, n, counts) for number, n in enumerate(counts)]
+        counts[(length - 1) // width - first] += 1
+    return [_bar(n * width + 1, (n + 1) * width, count, counts) for n, count in enumerate(counts, start=first)]
 
 
 def _bar(begin: int, end: int, number: int, counts: Sequence[int]) -> str:

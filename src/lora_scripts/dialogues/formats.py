@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_scripts.dialogues.conversation import Message, Role
+from lora_scripts.dialogues.text_lines import mended
 
 __all__ = ["RowContent", "RowError", "parse_row"]
 
@@ -66,7 +67,7 @@ def parse_row(row: object) -> RowContent:
         return content
     if isinstance(keys.get("text"), str):
         return RowContent(text=keys["text"])
-    shown = ", ".join(f'"{key}"' for key in list(row)[:8]) or "none"
+    shown = mended(", ".join(f'"{str(key)[:40]}"' for key in list(row)[:8])) or "none"
     raise RowError(f"is of no known format: its keys are {shown}; known are {_KNOWN}")
 
 
@@ -112,7 +113,7 @@ def _message(entry: object, number: int) -> Message:
     role = _ROLES.get(named.strip().lower()) if isinstance(named, str) else None
     if role is None:
         known = "system, user (human), assistant (gpt), tool"
-        raise RowError(f"turn {number} has the unknown role {named!r}; known are {known}")
+        raise RowError(f"turn {number} has the unknown role {str(named)[:40]!r}; known are {known}")
     # A call that is kept beside the content would be lost in silence, and the model would learn to answer without it.
     if keys.get("tool_calls") or keys.get("function_call"):
         raise RowError(f"turn {number} calls tools (tool_calls), which is not read; write the call into its content")

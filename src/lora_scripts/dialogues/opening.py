@@ -108,7 +108,7 @@ def _read_files(
     notes: list[str] = []
     changes: dict[str, list[str]] = defaultdict(list)
     for file in files:
-        for row in read_rows(file, file.relative_to(folder).as_posix(), notes):
+        for row in read_rows(file, _shown(file, folder), notes):
             if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in exclude):
                 left_out.append(LeftOut(row.name, NAMED_IN_EXCLUDE))
                 continue
@@ -169,7 +169,7 @@ def _require_few_bad(bad: Sequence[LeftOut], num_rows: int, folder: Path) -> Non
 
 
 def _names(files: Sequence[Path], folder: Path) -> str:
-    names = [file.relative_to(folder).as_posix() for file in files]
+    names = [_shown(file, folder) for file in files]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -177,6 +177,11 @@ def _is_for(purpose: re.Pattern[str], file: Path, folder: Path) -> bool:
     """Whether the file's name, or that of a folder it lies in, says what it is for."""
     *folders, _ = file.relative_to(folder).parts
     return any(purpose.fullmatch(part) for part in (*folders, file.stem))
+
+
+def _shown(file: Path, folder: Path) -> str:
+    """The file's name as logs and reports can hold it: a file system may give bytes that are no text."""
+    return file.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _hidden(file: Path, folder: Path) -> bool:

@@ -55,7 +55,7 @@ def read_rows(path: Path, name: str, notes: list[str]) -> Iterator[SourceRow]:
             break
     together = chain(first, lines)
     opening = first[-1][1].strip() if first else ""
-    if opening.startswith("[") or (path.suffix.lower() == ".json" and not _is_json(opening)):
+    if opening.startswith("[") or opening == "{" or (path.suffix.lower() == ".json" and not _is_json(opening)):
         yield from _array_rows(together, path, name)
     else:
         yield from _line_rows(together, name)

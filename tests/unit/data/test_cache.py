@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_scripts.data.cache import EncodingCache, cache_key
+from lora_scripts.config import RunConfig
+from lora_scripts.data.cache import EncodingCache, cache_folder, cache_key
 
 TENSORS = {"latents_mean": torch.arange(12.0).reshape(3, 4), "prompt_embeds": torch.ones(2, dtype=torch.bfloat16)}
 
@@ -31,6 +32,14 @@ def test_what_is_put_comes_back(tmp_path: Path) -> None:
 def test_absent_entry_is_none(tmp_path: Path) -> None:
     assert EncodingCache(tmp_path).get("latents", "ff") is None
     assert EncodingCache(None).get("latents", "ff") is None
+
+
+def test_cache_lies_in_the_data_folder_and_beside_a_single_file(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.touch()
+    for data in (tmp_path, file):
+        config = RunConfig(train_data_dir=data, base_model="builtin:mini-sd", output_dir=tmp_path / "out")
+        assert cache_folder(config) == tmp_path / ".cache"
 
 
 @pytest.mark.fault(17)

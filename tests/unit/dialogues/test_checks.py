@@ -150,7 +150,16 @@ def test_histogram_counts_every_example_once_by_its_uncut_length(template: ChatT
     assert sum(counts) == 31
     assert counts[-1] == 1
     assert int(lines[-1].split("-")[0]) > 80
-    assert len(lines) <= 10
+    assert 2 < len(lines) <= 10
+
+
+def test_histogram_begins_at_the_shortest(template: ChatTemplate) -> None:
+    result = tokenise(DialogueSet(GOOD), template, max_length=4000)
+    lengths = [example.cost for example in result.examples]
+    lines = length_histogram(result)
+    assert int(lines[0].split("-")[0]) <= min(lengths)
+    assert int(lines[0].split("tokens")[1].split()[0]) > 0
+    assert int(lines[-1].split("-")[1].split()[0]) >= max(lengths)
 
 
 def test_nothing_to_show_is_no_fault(template: ChatTemplate) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,13 @@ def test_without_train_files_all_but_dev_and_test_train(tmp_path: Path) -> None:
     assert [row.name for row in data.dev.examples] == ["dev/c.jsonl:1", "validation.jsonl:1"]
 
 
+def test_row_knows_the_file_that_it_stands_in(tmp_path: Path) -> None:
+    write(tmp_path, "a#1/train-1.json", json.dumps(numbered(2)))
+    write(tmp_path, "train-2.jsonl", lines(numbered(2)))
+    files = [row.file for row in open_dialogues(tmp_path).train.examples]
+    assert files == ["a#1/train-1.json"] * 2 + ["train-2.jsonl"] * 2
+
+
 def test_one_file_is_enough(tmp_path: Path) -> None:
     data = open_dialogues(write(tmp_path, "mine.jsonl", "\n" + lines([ROW]) + "\n"))
     assert [row.name for row in data.train.examples] == ["mine.jsonl:2"]
@@ -66,9 +75,10 @@ def test_json_array_is_read_and_its_rows_are_counted(tmp_path: Path, indent: int
     assert [row.name for row in data.train.examples] == ["train.json#1", "train.json#2", "train.json#3"]
 
 
-def test_objects_over_several_lines_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
+def test_objects_over_several_lines_are_read(tmp_path: Path, name: str) -> None:
     text = "\n".join(json.dumps(row, indent=2) for row in numbered(2))
-    assert len(open_dialogues(write(tmp_path, "train.json", text)).train.examples) == 2
+    assert len(open_dialogues(write(tmp_path, name, text)).train.examples) == 2
 
 
 @pytest.mark.parametrize(
@@ -142,6 +152,16 @@ def test_half_characters_are_replaced_and_told(tmp_path: Path) -> None:
     train = open_dialogues(write(tmp_path, "train.jsonl", text)).train
     assert train.examples[1].answers == ["b \ufffd"]
     assert any("half characters" in note and "train.jsonl:2" in note for note in train.notes)
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names exist on Linux alone")
+def test_file_name_and_keys_that_are_no_text_can_be_shown(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/train-\xff.jsonl"))
+    path.write_text(lines(numbered(20)) + '{"\\ud800": 1}\n')
+    data = open_dialogues(tmp_path)
+    told = [*data.notes, *data.train.summary(), *(row.name for row in data.train.examples)]
+    assert "\n".join(told).encode()
+    assert data.train.examples[0].name == "train-\\udcff.jsonl:1"
 
 
 def test_copies_are_counted_and_have_one_digest(tmp_path: Path) -> None:
