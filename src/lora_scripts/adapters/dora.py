@@ -62,13 +62,15 @@ class _DoRA(LoRALayer):
     def forward(self, x: Tensor) -> Tensor:
         if self.strength == 0.0:
             return self.base(x)  # type: ignore[no-any-return]
-        gain = self._by_channel((self.magnitude / self.row_norms()).to(x.dtype))
+        gain = self._by_channel(self.magnitude / self.row_norms())
         if self._dropping:
             # The frozen output is whole, what training changes of it sees the thinned input.
             dropped = F.dropout(x, self.dropout, True)
-            out = self.base(x) + (gain * self._summed(dropped) - self._without_bias(dropped))
+            summed = self._summed(dropped)
+            out = self.base(x) + (gain.to(summed.dtype) * summed - self._without_bias(dropped))
         else:
-            out = gain * self._summed(x)
+            summed = self._summed(x)
+            out = gain.to(summed.dtype) * summed
             if self.bias is not None:
                 out = out + self._by_channel(self.bias)
         return out if self.strength == 1.0 else torch.lerp(self.base(x), out, self.strength)

@@ -44,6 +44,13 @@ class _PiSSA(LoRALayer):
             start.copy_(values.reshape(start.shape))
             trained.copy_(start)
 
+    @torch.no_grad()
+    def start_from(self, tensors: LoRATensors) -> None:
+        """An older LoRA takes the principal part's place: from then on nothing is taken off the weight."""
+        super().start_from(tensors)
+        self.start_A.zero_()
+        self.start_B.zero_()
+
     def _change(self, x: Tensor) -> Tensor:
         # Dropout thins out what is trained; the remainder of the weight is part of the frozen layer.
         return super()._change(x) - self._product(x, self.start_A, self.start_B)

@@ -201,7 +201,19 @@ def test_dropout_is_off_in_previews(net: Net, kind: str) -> None:
     torch.testing.assert_close(shown, net(pictures()), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
+@every_kind
+def test_works_under_autocast(net: Net, kind: str) -> None:
+    adapter = put_on(net, kind)
+    exact = net(pictures())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(pictures())
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), exact, atol=0.1, rtol=0.05)
+    out.float().sum().backward()
+    assert all(parameter.grad is not None for parameter in adapter.parameters())
+
+
+@every_kind
 def test_training_goes_on_from_an_older_lora(net: Net, kind: str) -> None:
     other = copy.deepcopy(net)
     older = put_on(other, "lora").weights()

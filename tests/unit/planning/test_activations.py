@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,17 +22,27 @@ KERNEL_BYTES = 500_000
 """What kernels of these small models take for themselves for a moment, which no tensor shows."""
 
 
-def load(base_model: str, **settings: object) -> tuple[ModelFamily, Adapter]:
+def load(base_model: str, adapter: dict[str, Any] | None = None, **settings: object) -> tuple[ModelFamily, Adapter]:
     config = RunConfig(train_data_dir=Path(), base_model=base_model, output_dir=Path(), **settings)
     source = resolve_base_model(config.base_model)
     family = family_class(source.family).load(source, config, torch.device("cpu"), torch.float32)
     components = dict(family.components)
     if not config.train_text_encoder:
         components.pop("text_encoder")
-    return family, attach(components, {name: family.default_targets[name] for name in components}, rank=2, alpha=2)
+    targets = {name: family.default_targets[name] for name in components}
+    return family, attach(components, targets, rank=2, alpha=2, **(adapter or {}))
 
 
-@pytest.fixture(params=[{}, {"train_text_encoder": True}, {"min_snr_gamma": 5.0}], ids=["unet", "text encoder", "snr"])
+@pytest.fixture(
+    params=[
+        {},
+        {"train_text_encoder": True},
+        {"min_snr_gamma": 5.0},
+        {"adapter": {"kind": "dora"}},
+        {"adapter": {"init": "pissa"}},
+    ],
+    ids=["unet", "text encoder", "snr", "dora", "pissa"],
+)
 def model(request: pytest.FixtureRequest, tiny_sd_folder: Path) -> tuple[ModelFamily, Adapter]:
     return load(str(tiny_sd_folder), **request.param)
 
