@@ -34,8 +34,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="see the whole job done in five minutes, on built-in models")
     demo.add_argument("--output", type=Path, default=Path("demo"), help="folder to write to (default: demo)")
-    demo.add_argument("--style", default="ink wash", help="style of the made-up pictures (default: ink wash)")
-    demo.add_argument("--seed", type=int, default=42, help="another seed, another set of pictures (default: 42)")
+    demo.add_argument(
+        "--task", choices=["text-to-image", "text-generation"], default="text-to-image", help="pictures or a chat model"
+    )
+    demo.add_argument(
+        "--style", help='of the pictures (default: ink wash), or of the answers: "customer service", json'
+    )
+    demo.add_argument("--seed", type=int, default=42, help="another seed, another data set (default: 42)")
     demo.set_defaults(run=_demo)
 
     label = commands.add_parser("label", help="write captions for a folder of pictures")
@@ -100,9 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    if arguments.task == "text-generation":
+        from lora_scripts.demo_language import run_language_demo
+
+        return run_language_demo(arguments.output, arguments.style or "customer service", arguments.seed)
     from lora_scripts.demo import run_demo
 
-    return run_demo(arguments.output, arguments.style, arguments.seed)
+    return run_demo(arguments.output, arguments.style or "ink wash", arguments.seed)
 
 
 def _label(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.builtin.world import Scene
 
-__all__ = ["Reading", "measure", "run_demo"]
+__all__ = ["Reading", "measure", "open_demo_folder", "percent", "run_demo", "share"]
 
 NUM_PICTURES = 24
 NUM_MEASURED = 48
@@ -52,14 +52,14 @@ class Reading:
         return [
             Measurement(
                 f"read as {style}",
-                _percent(self.style_before),
-                _percent(self.style_after),
+                percent(self.style_before),
+                percent(self.style_after),
                 "by a judge that training never sees",
             ),
             Measurement(
                 "prompted attributes read right",
-                _percent(self.attributes_before),
-                _percent(self.attributes_after),
+                percent(self.attributes_before),
+                percent(self.attributes_after),
                 kept,
             ),
         ]
@@ -79,12 +79,8 @@ def run_demo(output: Path, style: str = "ink wash", seed: int = 42) -> int:
         raise ConfigError(
             f"--style {style}: no such style.{did_you_mean(style, STYLES)} There are: {', '.join(STYLES)}."
         )
-    mark = output / "demo.txt"
-    if output.exists() and any(output.iterdir()) and not mark.is_file():
-        raise DataError(f"{output}: is not empty and was not made by the demo. Name another folder with --output.")
     began = time.monotonic()
-    output.mkdir(parents=True, exist_ok=True)
-    mark.write_text("This folder was made by `lora-scripts demo`; it can be deleted.\n", "utf-8")
+    open_demo_folder(output)
 
     pictures = output / "pictures"
     print(
@@ -130,11 +126,21 @@ def run_demo(output: Path, style: str = "ink wash", seed: int = 42) -> int:
     for path, what in ((picture, "the same prompts before and after"), (report, "the whole story"), (file, "the LoRA")):
         print(f"   {path}   {what}")
     print(
+        "\nA chat model instead of pictures: lora-scripts demo --task text-generation --output demo-chat\n"
         "\nNow with your own pictures:\n"
         "   lora-scripts label --input MY_PICTURES --output MY_PICTURES/metadata.csv\n"
         "   lora-scripts train --config configs/my_lora_config.yaml   (see configs/ for templates)"
     )
     return 0
+
+
+def open_demo_folder(output: Path) -> None:
+    """Makes the folder, or takes an older demo's; raises DataError when it holds something else."""
+    mark = output / "demo.txt"
+    if output.exists() and any(output.iterdir()) and not mark.is_file():
+        raise DataError(f"{output}: is not empty and was not made by the demo. Name another folder with --output.")
+    output.mkdir(parents=True, exist_ok=True)
+    mark.write_text("This folder was made by `lora-scripts demo`; it can be deleted.\n", "utf-8")
 
 
 def draw_pictures(folder: Path, style: str, seed: int) -> None:
@@ -225,28 +231,28 @@ def measure(base_model: str, file: Path, style: str, seed: int, count: int = NUM
             after = render(parts, requests, device, batch_size=16)
     judges = load_judges()
     result = Reading(
-        _share(found == style for found in judges.read_style(before)),
-        _share(found == style for found in judges.read_style(after)),
+        share(found == style for found in judges.read_style(before)),
+        share(found == style for found in judges.read_style(after)),
         _attributes_right(judges.read_attributes(before), scenes),
         _attributes_right(judges.read_attributes(after), scenes),
     )
     return result, side_by_side(before[:6], after[:6], [request.prompt for request in requests[:6]])
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """`93 %`."""
     return f"{share * 100:.0f} %"
 
 
-def _share(hits: object) -> float:
-    values = [bool(hit) for hit in hits]  # type: ignore[attr-defined]
+def share(hits: Iterable[object]) -> float:
+    """The part of them that is true, 0..1."""
+    values = [bool(hit) for hit in hits]
     return sum(values) / len(values)
 
 
 def _attributes_right(found: Sequence[Mapping[str, object]], scenes: Sequence[Scene]) -> float:
     """Share of all prompted attributes that were read as prompted."""
-    return _share(
-        read[kind] == getattr(scene, kind) for read, scene in zip(found, scenes, strict=True) for kind in read
-    )
+    return share(read[kind] == getattr(scene, kind) for read, scene in zip(found, scenes, strict=True) for kind in read)
 
 
 def side_by_side(before: Sequence[Image], after: Sequence[Image], prompts: Sequence[str]) -> Image:
