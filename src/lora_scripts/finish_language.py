@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from lora_scripts.dialogues.template import ChatTemplate
 from lora_scripts.errors import ExportError
 from lora_scripts.export.bake import Baked, bake
 from lora_scripts.export.card import adapter_card
+from lora_scripts.export.language_base import base_title
+from lora_scripts.export.names import LANGUAGE_MODEL, layer_shapes
 from lora_scripts.export.peft_folder import write_peft_folder
 from lora_scripts.export.prompt import prompt_facts
 from lora_scripts.export.verify_peft import verify_folder, verify_folder_effect
@@ -30,9 +34,7 @@ class FinishLanguage:
     def __init__(self, run: Run) -> None:
         self._run, self._config = run, run.config
         self.proofs: list[str] = []
-        self._linear_layers = [
-            name for name, layer in run.family.model.named_modules() if isinstance(layer, torch.nn.Linear)
-        ]
+        self._linear_layers = layer_shapes({LANGUAGE_MODEL: run.family.model})  # by their names without the adapter
 
     def write_step(self, folder: Path, step: int) -> None:
         """Writes `NAME-STEP/`, without the tokenizer, which is the base model's."""
@@ -53,6 +55,9 @@ class FinishLanguage:
         with evaluation_weights(run.optimizer), run.adapter.strength(1.0):
             weights, baked = self._plain_weights()
             trained_output = self._probe()
+        template = ChatTemplate(family.tokenizer)
+        if not template.is_own:  # else nothing beside the LoRA would say how its dialogues were written
+            family.tokenizer.chat_template = template.source
         prompt = prompt_facts(family.tokenizer, run.source.path)
         notes = f"Trained for {step} steps on {len(run.prepared.parts.train.examples):,} dialogues."
         if config.system_prompt:
@@ -63,7 +68,13 @@ class FinishLanguage:
             config.base_model,
             DTYPES[config.save_precision],
             tokenizer=family.tokenizer,
-            card=adapter_card(config.name, run.source.title, baked.rank, prompt=prompt.rendered, notes=notes),
+            card=adapter_card(
+                config.name,
+                base_title(run.source.name, run.source.path),
+                baked.rank,
+                prompt=prompt.rendered,
+                notes=notes,
+            ),
             model_layers=self._linear_layers,
             replace=True,
         )
@@ -79,7 +90,9 @@ class FinishLanguage:
                 compute_dtype=family.model.dtype,
             )
         except ExportError:
-            folder.replace(folder.with_name(f"{folder.name}.failed"))  # nobody shall take it for the finished one
+            failed = folder.with_name(f"{folder.name}.failed")  # nobody shall take it for the finished one
+            shutil.rmtree(failed, ignore_errors=True)
+            folder.replace(failed)
             raise
         how = [] if baked.exact and not baked.folded else [f"{folder.name}: {baked}"]
         self.proofs = [*how, str(read_back), str(effect)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.models.weights_file import WeightsHeader
 
-__all__ = ["LanguageBase", "open_base"]
+__all__ = ["LanguageBase", "base_title", "open_base"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class LanguageBase:
 
     @property
     def title(self) -> str:
-        """For people: a hub id as it is, of a path only the last part, which gives away no folder of the user's."""
-        return self.folder.resolve().name if Path(self.name).expanduser().exists() else self.name
+        """For people."""
+        return base_title(self.name, self.folder)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -85,6 +85,11 @@ class LanguageBase:
             ModelError: it is incomplete or damaged, or transformers does not know this kind of model.
         """
         return load_language_model(self.folder, self.name, dtype)
+
+
+def base_title(name: str, folder: Path) -> str:
+    """A hub id as it is, of a path only the last part, which gives away no folder of the user's."""
+    return folder.resolve().name if Path(name).expanduser().exists() else name
 
 
 def open_base(name: str) -> LanguageBase:
