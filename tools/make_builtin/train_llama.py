@@ -125,7 +125,13 @@ def write_model(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedToke
 def main() -> None:
     """Trains, and writes mini-llama/ and curves/llama.csv under the work folder."""
     given = arguments(
-        __doc__.split("\n")[0], minutes=40, batch_tokens=2048, peak_lr=3e-3, check_every=150, start_from="", name="llama"
+        __doc__.split("\n")[0],
+        minutes=40,
+        batch_tokens=2048,
+        peak_lr=3e-3,
+        check_every=150,
+        start_from="",
+        name="llama",
     )
     device = pick_device()
     tokenizer = AutoTokenizer.from_pretrained(given.work / "tokenizer-llama")

@@ -28,7 +28,13 @@ def model() -> Any:
 
 @pytest.mark.parametrize(
     "text",
-    ["The lamp costs 24 dollars.", '{"a": [1, 2]}\n\tx', "naïve café, 灯は青い 🙂", "  two  spaces ", "I'm 100% sure\r\n"],
+    [
+        "The lamp costs 24 dollars.",
+        '{"a": [1, 2]}\n\tx',
+        "naïve café, 灯は青い 🙂",
+        "  two  spaces ",
+        "I'm 100% sure\r\n",
+    ],
 )
 def test_any_text_comes_back_from_its_tokens(tokenizer: Any, text: str):
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
@@ -41,9 +47,7 @@ def test_tokenizer_adds_nothing_of_its_own(tokenizer: Any):
 def test_template_renders_roles_and_ends_every_turn(tokenizer: Any):
     messages = list(say("Hi.", "Hello.", system="Be brief."))
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert text == (
-        "<|start|>system\nBe brief.<|end|>\n<|start|>user\nHi.<|end|>\n<|start|>assistant\nHello.<|end|>\n"
-    )
+    assert text == ("<|start|>system\nBe brief.<|end|>\n<|start|>user\nHi.<|end|>\n<|start|>assistant\nHello.<|end|>\n")
     prompt = tokenizer.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True)
     assert prompt == "<|start|>system\nBe brief.<|end|>\n<|start|>user\nHi.<|end|>\n<|start|>assistant\n"
     assert text.startswith(prompt)
@@ -73,7 +77,10 @@ def _answer(model: Any, tokenizer: Any, talk: Talk) -> tuple[str, bool]:
         Talk(say("How much does the lamp cost?"), Asked("price", "lamp")),
         Talk(say("Which colour is the kettle?"), Asked("colour", "kettle")),
         Talk(say("On which shelf can I find the umbrella?"), Asked("shelf", "umbrella")),
-        Talk(say("What is the price of the mug?", "The mug costs 8 dollars.", "What is it made of?"), Asked("material", "mug")),
+        Talk(
+            say("What is the price of the mug?", "The mug costs 8 dollars.", "What is it made of?"),
+            Asked("material", "mug"),
+        ),
         Talk(say("When will my order 231 arrive?"), Asked("day", "231")),
         Talk(say("What is my name?", system="The customer is called Vera."), Asked("told", told="Vera")),
     ],

@@ -76,7 +76,9 @@ def _states_product(kind: str, name: str, answer: str) -> bool:
     if kind == "shelf":
         return set(re.findall(r"\b[A-Z]\d\b", answer)) == {product.shelf}
     if kind == "stock" and product.stock == 0:
-        return _numbers(answer) <= {0} and bool(_numbers(answer) or re.search(r"sold out|out of stock|\bnone\b", answer.lower()))
+        return _numbers(answer) <= {0} and bool(
+            _numbers(answer) or re.search(r"sold out|out of stock|\bnone\b", answer.lower())
+        )
     return _numbers(answer) == {int(getattr(product, kind))}
 
 

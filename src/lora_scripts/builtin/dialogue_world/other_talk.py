@@ -16,8 +16,33 @@ from lora_scripts.builtin.dialogue_world.talk import Talk, say
 
 __all__ = ["letter", "other_talk", "story"]
 
-_THINGS = (*PRODUCTS, *NEVER_SOLD, "letter", "question", "message", "visit", "gift", "garden", "house", "book", "choice")
-_PLACES = ("market", "garden", "kitchen", "school", "station", "park", "town", "shop", "street", "house", "room", "river")
+_THINGS = (
+    *PRODUCTS,
+    *NEVER_SOLD,
+    "letter",
+    "question",
+    "message",
+    "visit",
+    "gift",
+    "garden",
+    "house",
+    "book",
+    "choice",
+)
+_PLACES = (
+    "market",
+    "garden",
+    "kitchen",
+    "school",
+    "station",
+    "park",
+    "town",
+    "shop",
+    "street",
+    "house",
+    "room",
+    "river",
+)
 
 _POLITE = (
     "Thank you for the {thing}.",
@@ -66,9 +91,9 @@ _STORY = (
     "{name} was happy because of the {thing}.",
     "{name} was sorry to lose the {thing}.",
     "{name} asked {other} for help.",
-    "{other} said: \"I know where the {thing} is.\"",
-    "\"Thank you,\" said {name}.",
-    "\"Is there anything else?\" asked {other}.",
+    '{other} said: "I know where the {thing} is."',
+    '"Thank you," said {name}.',
+    '"Is there anything else?" asked {other}.',
     "They paid {number} dollars for it.",
     "Then they walked home from the {place}.",
     "After {number} days {name} came back.",
@@ -149,7 +174,21 @@ def _list(rng: Random) -> Talk:
     )
 
 
-_FIELDS = ("name", "thing", "product", "colour", "price", "number", "day", "place", "size", "shelf", "material", "stock", "delivery")
+_FIELDS = (
+    "name",
+    "thing",
+    "product",
+    "colour",
+    "price",
+    "number",
+    "day",
+    "place",
+    "size",
+    "shelf",
+    "material",
+    "stock",
+    "delivery",
+)
 
 
 def _field(name: str, rng: Random) -> str | int:

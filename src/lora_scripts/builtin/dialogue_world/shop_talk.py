@@ -27,12 +27,37 @@ SYSTEMS = (
     "Answer the question.",
 )
 
-_BEFORE = ("Hello. ", "Hi. ", "Hi, ", "Hello, ", "Excuse me. ", "Good morning. ", "I have a question. ", "Sorry, ", "Please: ")
+_BEFORE = (
+    "Hello. ",
+    "Hi. ",
+    "Hi, ",
+    "Hello, ",
+    "Excuse me. ",
+    "Good morning. ",
+    "I have a question. ",
+    "Sorry, ",
+    "Please: ",
+)
 _BEFORE_HELD_OUT = ("Good evening. ", "A short question: ", "Hello there. ")
 _AFTER = (" Thanks.", " Thank you.", " Please tell me.", " Please help me.", " Can you help me?")
 
-_GREETINGS = ("Hello.", "Hi.", "Good morning.", "Good evening.", "Hello, are you there?", "Hi, can I ask something?", "Hello!")
-_THANKS = ("Thanks.", "Thank you.", "Thank you, that is all.", "Ok, thanks.", "Good, thank you very much.", "Great, thanks!")
+_GREETINGS = (
+    "Hello.",
+    "Hi.",
+    "Good morning.",
+    "Good evening.",
+    "Hello, are you there?",
+    "Hi, can I ask something?",
+    "Hello!",
+)
+_THANKS = (
+    "Thanks.",
+    "Thank you.",
+    "Thank you, that is all.",
+    "Ok, thanks.",
+    "Good, thank you very much.",
+    "Great, thanks!",
+)
 _UNKNOWABLE = (
     "Who made the {s}?",
     "How heavy is the {s}?",
@@ -46,7 +71,13 @@ _UNKNOWABLE = (
     "In which country was the {s} invented?",
 )
 _NOT_KNOWN = ("I do not know that.", "I do not have this information.")
-_WANTED = ("Do you sell a {s}?", "Do you have a {s}?", "How much is a {s}?", "I look for a {s}.", "I want to buy a {s}.")
+_WANTED = (
+    "Do you sell a {s}?",
+    "Do you have a {s}?",
+    "How much is a {s}?",
+    "I look for a {s}.",
+    "I want to buy a {s}.",
+)
 _WANTED_HELD_OUT = ("Is there a {s} in your shop?", "Can I buy a {s}?")
 _NOT_SOLD = ("We do not sell a {s}.", "There is no {s} in our shop.")
 _SOLD = ("Yes, we sell the {s}.", "Yes, we have the {s}.")
@@ -131,7 +162,11 @@ def _two(rng: Random, held_out: bool) -> Talk:
     """Two facts of one product in one question."""
     product = rng.choice(list(PRODUCTS))
     first, second = rng.sample(list(PRODUCT_KINDS), 2)
-    frames = ("What are the {a} and the {b} of the {s}?", "Tell me the {a} and the {b} of the {s}.", "{s}: {a} and {b}?")
+    frames = (
+        "What are the {a} and the {b} of the {s}?",
+        "Tell me the {a} and the {b} of the {s}.",
+        "{s}: {a} and {b}?",
+    )
     text = rng.choice(frames).format(a=first, b=second, s=product)
     answer = " ".join(plain_answer(Asked(k, product), rng, later) for k, later in ((first, False), (second, True)))
     return Talk(say(_dressed(text, rng, held_out), answer))
@@ -165,12 +200,16 @@ def _told(rng: Random, held_out: bool) -> Talk:
     draw = rng.random()
     if draw < 0.5:
         product, price = rng.choice(list(PRODUCTS)), str(rng.randrange(3, 99))
-        system = rng.choice(("Today the {s} costs {v} dollars.", "The price of the {s} is {v} dollars today.")).format(s=product, v=price)
+        system = rng.choice(("Today the {s} costs {v} dollars.", "The price of the {s} is {v} dollars today.")).format(
+            s=product, v=price
+        )
         asked = Asked("price", product, told=price)
         return Talk(say(ask(asked, rng, held_out), plain_answer(asked, rng), system=system), asked)
     if draw < 0.75:
         name = rng.choice(NAMES)
-        system = rng.choice(("The customer is called {v}.", "You talk to {v}.", "The name of the customer is {v}.")).format(v=name)
+        system = rng.choice(
+            ("The customer is called {v}.", "You talk to {v}.", "The name of the customer is {v}.")
+        ).format(v=name)
         questions = ("What is my name?", "Who am I?", "Do you know my name?", "How am I called?")
         return Talk(say(rng.choice(questions), f"Your name is {name}.", system=system), Asked("told", told=name))
     code = "".join(rng.choice("ABCDEFGHKLMNPRSTUXZ") for _ in range(2)) + str(rng.randrange(10, 99))

@@ -181,7 +181,12 @@ PRODUCT_KINDS: dict[str, Kind] = {
             "I would like to know how fast you can deliver the {s}.",
         ),
         answers=("Delivery of the {s} takes {v} days.", "We deliver the {s} in {v} days."),
-        later=("And how long does delivery take?", "When do I get it?", "And the delivery time?", "How fast is delivery?"),
+        later=(
+            "And how long does delivery take?",
+            "When do I get it?",
+            "And the delivery time?",
+            "How fast is delivery?",
+        ),
         later_held_out=("How long does it take to deliver it?", "And what is the delivery time?"),
         later_answers=("Delivery takes {v} days.",),
     ),
@@ -295,17 +300,32 @@ SHOP_KINDS: dict[str, Kind] = {
         answers=("The shop is called {v}.", "The name of the shop is {v}."),
     ),
     "street": Kind(
-        train=("What is your address?", "Where is the shop?", "In which street are you?", "Which street is the shop in?"),
+        train=(
+            "What is your address?",
+            "Where is the shop?",
+            "In which street are you?",
+            "Which street is the shop in?",
+        ),
         held_out=("What is the address of the shop?", "In which street is the shop?"),
         answers=("The shop is at {v}.", "Our address is {v}."),
     ),
     "town": Kind(
-        train=("In which town are you?", "Which town is the shop in?", "Tell me the town of your shop.", "What town are you in?"),
+        train=(
+            "In which town are you?",
+            "Which town is the shop in?",
+            "Tell me the town of your shop.",
+            "What town are you in?",
+        ),
         held_out=("In which town is the shop?", "What town is your shop in?"),
         answers=("The shop is in {v}.", "We are in the town of {v}."),
     ),
     "phone": Kind(
-        train=("What is your phone number?", "How can I call you?", "Tell me the number of your phone.", "Can I call the shop?"),
+        train=(
+            "What is your phone number?",
+            "How can I call you?",
+            "Tell me the number of your phone.",
+            "Can I call the shop?",
+        ),
         held_out=("What is the phone number of the shop?", "Can you tell me your phone number?"),
         answers=("Our phone number is {v}.", "You can call us at {v}."),
     ),
@@ -325,7 +345,12 @@ SHOP_KINDS: dict[str, Kind] = {
         answers=("You can return products for {v}.", "Returns are possible for {v}."),
     ),
     "wrapping": Kind(
-        train=("Do you wrap gifts?", "What does gift wrapping cost?", "Can you wrap it as a gift?", "Is gift wrapping free?"),
+        train=(
+            "Do you wrap gifts?",
+            "What does gift wrapping cost?",
+            "Can you wrap it as a gift?",
+            "Is gift wrapping free?",
+        ),
         held_out=("How much is gift wrapping?", "Can you wrap a gift for me?"),
         answers=("Gift wrapping costs {v}.", "We wrap gifts for {v}."),
     ),
@@ -340,7 +365,12 @@ SHOP_KINDS: dict[str, Kind] = {
         answers=("You can pay by {v}.", "We take {v}."),
     ),
     "postage": Kind(
-        train=("What does postage cost?", "How much is postage?", "What do you ask for postage?", "Tell me the cost of postage."),
+        train=(
+            "What does postage cost?",
+            "How much is postage?",
+            "What do you ask for postage?",
+            "Tell me the cost of postage.",
+        ),
         held_out=("How much does postage cost?", "What is the cost of postage?"),
         answers=("Postage costs {v}.", "The postage is {v}."),
     ),
@@ -355,7 +385,12 @@ SHOP_KINDS: dict[str, Kind] = {
         answers=("Postage is free from {v}.", "From {v} on, postage is free."),
     ),
     "founded": Kind(
-        train=("How old is the shop?", "Since when is there this shop?", "When did the shop start?", "In which year did you start?"),
+        train=(
+            "How old is the shop?",
+            "Since when is there this shop?",
+            "When did the shop start?",
+            "In which year did you start?",
+        ),
         held_out=("In which year did the shop start?", "Since when do you have this shop?"),
         answers=("The shop was founded in {v}.", "We started in {v}."),
     ),
@@ -365,7 +400,12 @@ SHOP_KINDS: dict[str, Kind] = {
         answers=("Dogs are {v} in the shop.", "Yes, dogs are {v}."),
     ),
     "repairs": Kind(
-        train=("Do you repair things?", "When do you do repairs?", "On which day are repairs?", "Can you repair my old bag?"),
+        train=(
+            "Do you repair things?",
+            "When do you do repairs?",
+            "On which day are repairs?",
+            "Can you repair my old bag?",
+        ),
         held_out=("On which day do you do repairs?", "When can you repair things?"),
         answers=("We do repairs on {v}.", "Repairs are on {v}."),
     ),
@@ -380,7 +420,12 @@ SHOP_KINDS: dict[str, Kind] = {
         answers=("The guarantee is {v}.", "We give a guarantee of {v}."),
     ),
     "sale": Kind(
-        train=("When is the next sale?", "Do you have a sale?", "In which month is the sale?", "When do prices go down?"),
+        train=(
+            "When is the next sale?",
+            "Do you have a sale?",
+            "In which month is the sale?",
+            "When do prices go down?",
+        ),
         held_out=("When is the sale?", "In which month do you have a sale?"),
         answers=("The sale is in {v}.", "Our sale is in {v}."),
     ),
