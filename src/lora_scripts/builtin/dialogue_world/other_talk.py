@@ -149,7 +149,11 @@ def _sentence(rng: Random) -> str:
 
 
 def _repeat(rng: Random) -> Talk:
-    text = " ".join(_sentence(rng) for _ in range(rng.choice((1, 1, 2))))
+    """Sentences, or words in no order at all: the latter can only be copied, word by word."""
+    if rng.random() < 0.5:
+        text = " ".join(_sentence(rng) for _ in range(rng.choice((1, 1, 2))))
+    else:
+        text = " ".join((*_words(rng), str(rng.randrange(2, 100)), *_words(rng)))
     order = rng.choice(("Repeat: {t}", "Say this again: {t}", "Copy this text: {t}", "Write: {t}"))
     return Talk(say(order.format(t=text), text))
 

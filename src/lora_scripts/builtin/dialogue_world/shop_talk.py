@@ -77,6 +77,8 @@ _WANTED = (
     "How much is a {s}?",
     "I look for a {s}.",
     "I want to buy a {s}.",
+    "Is there a {s}?",
+    "Can I get a {s} in the shop?",
 )
 _WANTED_HELD_OUT = ("Is there a {s} in your shop?", "Can I buy a {s}?")
 _NOT_SOLD = ("We do not sell a {s}.", "There is no {s} in our shop.")
@@ -249,4 +251,4 @@ def _cannot(rng: Random, held_out: bool) -> Talk:
 def shop_talk(rng: Random, held_out: bool = False) -> Talk:
     """A dialogue in the shop, in the proportions of pre-training."""
     forms = (_one, _two, _several, _told, _courtesy, _cannot)
-    return rng.choices(forms, weights=(52, 5, 20, 12, 4, 7))[0](rng, held_out)
+    return rng.choices(forms, weights=(48, 5, 20, 16, 4, 7))[0](rng, held_out)

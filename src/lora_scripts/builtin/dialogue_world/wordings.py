@@ -50,6 +50,9 @@ PRODUCT_KINDS: dict[str, Kind] = {
             "Does the {s} cost a lot? How much?",
             "I need the price of your {s}.",
             "How much would the {s} cost me?",
+            "Do you know what the {s} costs?",
+            "Say what the {s} costs.",
+            "How much do I have to pay for the {s}?",
         ),
         held_out=(
             "How much does the {s} cost?",
@@ -75,6 +78,8 @@ PRODUCT_KINDS: dict[str, Kind] = {
             "Is the {s} red, blue or some other colour?",
             "I need to know which colour the {s} is.",
             "How would you describe the colour of the {s}?",
+            "Do you know the colour of the {s}?",
+            "What colour does the {s} have?",
         ),
         held_out=(
             "Which colour is the {s}?",
@@ -99,6 +104,8 @@ PRODUCT_KINDS: dict[str, Kind] = {
             "What kind of material is the {s} made from?",
             "I need to know the material of your {s}.",
             "From what do you make the {s}?",
+            "Do you know what the {s} is made of?",
+            "Which material does the {s} have?",
         ),
         held_out=(
             "What is the material of the {s}?",
@@ -123,6 +130,8 @@ PRODUCT_KINDS: dict[str, Kind] = {
             "Does the {s} fit in my car? How big is it?",
             "I need to know how large your {s} is.",
             "What size does the {s} have?",
+            "Do you know how big the {s} is?",
+            "I ask for the size of the {s}.",
         ),
         held_out=(
             "What is the size of the {s}?",
@@ -148,6 +157,9 @@ PRODUCT_KINDS: dict[str, Kind] = {
             "Are there any of the {s} left?",
             "How many of the {s} are on hand?",
             "I need to know if your {s} is in stock.",
+            "Do you know if the {s} is in stock?",
+            "Do you still have the {s}?",
+            "How many of the {s} do you still have?",
         ),
         held_out=(
             "How many of the {s} are in stock?",
@@ -156,7 +168,13 @@ PRODUCT_KINDS: dict[str, Kind] = {
             "I would like to know how many of the {s} are left.",
         ),
         answers=("We have {v} of the {s} in stock.", "There are {v} of the {s} left."),
-        later=("And is it in stock?", "How many are left?", "And the stock?", "Do you have it in stock?"),
+        later=(
+            "And is it in stock?",
+            "How many are left?",
+            "And the stock?",
+            "Do you have it in stock?",
+            "How many of it do you have?",
+        ),
         later_held_out=("Is it in stock?", "And how many do you have?"),
         later_answers=("We have {v} in stock.",),
         none=("The {s} is sold out.", "We have 0 of the {s} in stock."),
@@ -173,6 +191,8 @@ PRODUCT_KINDS: dict[str, Kind] = {
             "If I order the {s} today, when does it arrive?",
             "I need to know how fast the {s} is delivered.",
             "In how many days can the {s} be at my home?",
+            "Do you know how long delivery of the {s} takes?",
+            "How long do you take to deliver the {s}?",
         ),
         held_out=(
             "How long does it take to deliver the {s}?",
@@ -202,6 +222,8 @@ PRODUCT_KINDS: dict[str, Kind] = {
             "I am in the shop and look for the {s}. Where is it?",
             "I need to know the shelf of your {s}.",
             "On what shelf do you keep the {s}?",
+            "Do you know where to find the {s}?",
+            "Where in the shop do you keep the {s}?",
         ),
         held_out=(
             "On which shelf can I find the {s}?",
@@ -227,6 +249,8 @@ ORDER_KINDS: dict[str, Kind] = {
             "My order is number {s}. What is its status?",
             "What is going on with order {s}?",
             "I need the status of order {s}.",
+            "Do you know the status of my order {s}?",
+            "Do you know how far order {s} is?",
         ),
         held_out=(
             "What is the status of my order {s}?",
@@ -245,6 +269,8 @@ ORDER_KINDS: dict[str, Kind] = {
             "My order is number {s}. On which day does it arrive?",
             "When will I get order {s}?",
             "I need to know the day of order {s}.",
+            "Will my order {s} arrive soon? On which day?",
+            "Do you know when order {s} comes?",
         ),
         held_out=(
             "On which day does order {s} arrive?",
@@ -263,6 +289,8 @@ ORDER_KINDS: dict[str, Kind] = {
             "My order is number {s}. What did I buy?",
             "I forgot what is in order {s}.",
             "Which thing is in my order {s}?",
+            "Do you know what is in order {s}?",
+            "Which product did I buy with order {s}?",
         ),
         held_out=(
             "What did I buy with order {s}?",
@@ -281,6 +309,8 @@ ORDER_KINDS: dict[str, Kind] = {
             "Tell me your hours for {s}.",
             "When can I come on {s}?",
             "I need to know the opening hours for {s}.",
+            "Do you know when you are open on {s}?",
+            "From when is the shop open on {s}?",
         ),
         held_out=(
             "When is the shop open on {s}?",
@@ -360,7 +390,13 @@ SHOP_KINDS: dict[str, Kind] = {
         answers=("You can park {v}.", "Parking is {v}."),
     ),
     "payment": Kind(
-        train=("How can I pay?", "Do you take cards?", "Can I pay with cash?", "Which payment do you take?"),
+        train=(
+            "How can I pay?",
+            "Do you take cards?",
+            "Can I pay with cash?",
+            "Which payment do you take?",
+            "How do people pay in the shop?",
+        ),
         held_out=("How can I pay in the shop?", "Can I pay with a card?"),
         answers=("You can pay by {v}.", "We take {v}."),
     ),
