@@ -7,6 +7,7 @@ llama.cpp with its pre-tokenizer "qwen2", read our text the same way.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -66,8 +67,25 @@ def learn(count: int = 40_000) -> PreTrainedTokenizerFast:
         additional_special_tokens=[START],
         chat_template=CHAT_TEMPLATE,
         model_max_length=MAX_TOKENS,
+        model_input_names=["input_ids", "attention_mask"],  # Llama takes no token_type_ids
         clean_up_tokenization_spaces=False,
     )
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """The tokenizer's files, with the names that transformers 4 knows as well."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for leftover in ("is_local", "local_files_only", "backend"):
+        config.pop(leftover, None)
+    config.pop("extra_special_tokens", None)
+    config |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": [START],
+        "model_input_names": ["input_ids", "attention_mask"],  # Llama takes no token_type_ids
+    }
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -76,7 +94,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK)
     given = parser.parse_args()
     tokenizer = learn()
-    tokenizer.save_pretrained(given.work / "tokenizer-llama")
+    write_tokenizer(tokenizer, given.work / "tokenizer-llama")
     print(f"{len(tokenizer)} entries in {given.work / 'tokenizer-llama'}")
 
 

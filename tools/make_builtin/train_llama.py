@@ -27,7 +27,7 @@ from harness import (
     share_gradients,
 )
 from llama_answers import answer_all
-from make_llama_tokenizer import MAX_TOKENS
+from make_llama_tokenizer import MAX_TOKENS, write_tokenizer
 from muon import Muon
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -117,7 +117,7 @@ def write_model(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedToke
 
     def write(target: Path) -> None:
         model.half().save_pretrained(target)
-        tokenizer.save_pretrained(target)
+        write_tokenizer(tokenizer, target)
 
     replace_folder(folder, write)
 
