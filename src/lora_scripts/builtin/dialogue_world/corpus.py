@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from random import Random
 
 from lora_scripts.builtin.dialogue_world.other_talk import letter, other_talk, story
+from lora_scripts.builtin.dialogue_world.sheets import catalogue_line, sheet
 from lora_scripts.builtin.dialogue_world.shop_talk import shop_talk
 from lora_scripts.builtin.dialogue_world.talk import Talk
 
@@ -13,12 +14,14 @@ __all__ = ["held_out_dialogues", "pretraining"]
 
 
 def pretraining(seed: int) -> Iterator[Talk | str]:
-    """Dialogues and plain texts without end: 72 % the shop, 18 % other tasks, 10 % letters and stories."""
+    """Dialogues and plain texts without end: 56 % the shop, 16 % its facts in other forms, the rest other tasks and texts."""
     rng = Random(seed)
     while True:
         draw = rng.random()
-        if draw < 0.72:
+        if draw < 0.56:
             yield shop_talk(rng)
+        elif draw < 0.72:
+            yield sheet(rng) if draw < 0.69 else catalogue_line(rng)
         elif draw < 0.90:
             yield other_talk(rng)
         else:
