@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from itertools import islice
 from random import Random
 
@@ -15,6 +16,7 @@ from lora_scripts.builtin.dialogue_world import (
     service_dialogues,
 )
 from lora_scripts.builtin.dialogue_world.facts import ORDERS, PRODUCTS
+from lora_scripts.builtin.dialogue_world.sheets import catalogue_line, sheet
 from lora_scripts.builtin.dialogue_world.shop_talk import ask, plain_answer
 from lora_scripts.builtin.dialogue_world.talk import Asked
 from lora_scripts.builtin.dialogue_world.wordings import ORDER_KINDS, PRODUCT_KINDS, SHOP_KINDS
@@ -64,6 +66,28 @@ def test_pretraining_shows_neither_manner_in_answers_about_the_shop():
     shop = [t for t in islice(pretraining(9), 3000) if isinstance(t, Talk) and t.asked is not None]
     assert len(shop) > 1000
     assert not any(reads_as_customer_service(t.answer) or parses_as_json(t.answer) for t in shop)
+
+
+def test_pretraining_answers_in_json_only_where_the_user_asks_for_json():
+    talks = [t for t in islice(pretraining(9), 3000) if isinstance(t, Talk)]
+    answers = [t for t in talks if parses_as_json(t.answer)]
+    assert len(answers) > 50
+    assert all("JSON" in t.question[-1]["content"] for t in answers)
+
+
+def test_facts_in_other_forms_are_the_facts():
+    rng = Random(2)
+    for _ in range(300):
+        name, facts = catalogue_line(rng).split(": ")
+        for fact in facts.split(", "):
+            kind, value = fact.split(" ")
+            assert str(getattr(PRODUCTS[name], kind)) == value
+    answers = [t.answer for t in (sheet(rng) for _ in range(300)) if parses_as_json(t.answer)]
+    full = [record for record in map(json.loads, answers) if "product" in record]
+    assert full
+    for record in full:
+        product = PRODUCTS[record.pop("product")]
+        assert all(getattr(product, kind) == value for kind, value in record.items())
 
 
 def test_service_dialogues_have_the_tone_and_the_right_fact():
