@@ -15,7 +15,7 @@ __all__ = ["BUILTIN_NAMES", "PREFIX", "builtin_path", "is_builtin"]
 
 PREFIX = "builtin:"
 
-BUILTIN_NAMES: tuple[str, ...] = ("mini-sd", "mini-clip", "mini-blip", "mini-blip-itm", "judges", "mini-llama")
+BUILTIN_NAMES: tuple[str, ...] = ("mini-sd", "mini-clip", "mini-blip", "mini-blip-itm", "mini-llama", "judges")
 """Folders, in the layouts that diffusers and transformers load; `judges` holds our own classifiers."""
 
 
