@@ -18,6 +18,7 @@ INTERRUPTED = 130
 
 def build_parser() -> argparse.ArgumentParser:
     """All sub-commands; each stores the function that runs it under `run`."""
+    from lora_scripts.answering.chat_command import add_arguments as add_chat_arguments
     from lora_scripts.captioners.command import add_arguments as add_label_arguments
     from lora_scripts.check_command import add_arguments as add_check_arguments
     from lora_scripts.export.command import add_arguments as add_export_arguments
@@ -65,6 +66,10 @@ def build_parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="render prompts with LoRA files, or a grid of checkpoints")
     add_sample_arguments(sample)
     sample.set_defaults(run=_sample)
+
+    chat = commands.add_parser("chat", help="talk with a language model and its LoRAs")
+    add_chat_arguments(chat)
+    chat.set_defaults(run=_chat)
 
     merge = commands.add_parser("merge", help="add LoRAs to the weights of a language model for good")
     add_merge_arguments(merge)
@@ -139,6 +144,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _sample(arguments: argparse.Namespace) -> int:
     from lora_scripts.sampling.command import run
+
+    return run(arguments)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from lora_scripts.answering.chat_command import run
 
     return run(arguments)
 

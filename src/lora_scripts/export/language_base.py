@@ -92,15 +92,18 @@ def base_title(name: str, folder: Path) -> str:
     return folder.resolve().name if Path(name).expanduser().exists() else name
 
 
-def open_base(name: str) -> LanguageBase:
+def open_base(name: str, *, allow_download: bool = False) -> LanguageBase:
     """The language model behind `--base-model`, as `base_model:` of a config.
+
+    Args:
+        allow_download: fetch a hub id that is not on this machine.
 
     Raises:
         ModelError: nothing is there, or it is something else.
     """
     from lora_scripts.models.source import resolve_base_model
 
-    source = resolve_base_model(name)
+    source = resolve_base_model(name, allow_download=allow_download, task="text-generation" if allow_download else None)
     if family_class(source.family).task != "text-generation":
         raise ModelError(
             f"base_model {name}: is a model that makes pictures. Here it must be a language model: a folder of transformers, "

@@ -68,7 +68,7 @@ def resolve_base_model(name: str, *, allow_download: bool = False, task: str | N
     Raises:
         ModelError: nothing is there (nearest names are suggested), or it is not a whole model of a trained family.
     """
-    source = _resolve(name.strip(), allow_download, TRANSFORMERS if task == "text-generation" else DIFFUSERS)
+    source = _resolve(name.strip(), allow_download, _layout(name.strip(), task))
     if task is not None and (own := family_class(source.family).task) != task:
         raise ModelError(
             f"base_model {name}: this is {_TITLES[own]}, which is trained with task_type: {own}; the config says {task}. "
@@ -78,6 +78,14 @@ def resolve_base_model(name: str, *, allow_download: bool = False, task: str | N
 
 
 _TITLES = {"text-to-image": "a model that makes pictures", "text-generation": "a language model"}
+
+
+def _layout(name: str, task: str | None) -> Layout:
+    """How a model from the hub is built; where the task does not say so, as the one in the local cache is."""
+    if task is not None:
+        return TRANSFORMERS if task == "text-generation" else DIFFUSERS
+    known = _HUB_ID.fullmatch(name) and cached_snapshot(name, DIFFUSERS) is None
+    return TRANSFORMERS if known and cached_snapshot(name, TRANSFORMERS) is not None else DIFFUSERS
 
 
 def _resolve(name: str, allow_download: bool, layout: Layout) -> BaseModel:

@@ -1,4 +1,7 @@
-"""`lora-scripts sample`: prompts with `<lora:NAME:0.7>` to pictures, or a grid of prompt x checkpoint x weight."""
+"""`lora-scripts sample`: prompts with `<lora:NAME:0.7>` to pictures, or a grid of prompt x checkpoint x weight.
+
+What the options mean for a language model is in `answering/sample_command.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_scripts.answering.chat_command import add_answer_arguments
 from lora_scripts.errors import ConfigError
 from lora_scripts.sampling.pictures import Origin, check_folder, lora_hash, save_grid, save_picture
 
@@ -30,14 +34,25 @@ _MOST_PICTURES = 2000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument("--base-model", required=True, help="file, diffusers folder, hub id or builtin:mini-sd")
+    parser.add_argument(
+        "--base-model", required=True, help="file, folder, hub id or a built-in name such as builtin:mini-sd"
+    )
     parser.add_argument(
         "--prompt", action="append", default=[], help='"a fox <lora:my_style:0.7>"; may be given several times'
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="text file with one prompt in each line")
     parser.add_argument(
-        "--output", type=Path, default=Path("samples"), help="folder for the pictures (default: samples)"
+        "--output", type=Path, help="folder for the pictures (default: samples); for answers a .md or .jsonl file"
     )
+    parser.add_argument("--seed", type=int, default=42, help="of the first result of each prompt (default: 42)")
+    parser.add_argument("--count", type=int, default=1, help="results of each prompt, with seeds counting up")
+    parser.add_argument("--device", default="auto", help="auto (default), cuda, cuda:1, mps or cpu")
+    parser.add_argument("--download", action="store_true", help="allow fetching --base-model from the hub")
+    _add_picture_arguments(parser.add_argument_group("pictures"))
+    add_answer_arguments(parser.add_argument_group("language models"))
+
+
+def _add_picture_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--lora-dir",
         type=Path,
@@ -47,8 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where LoRA names are looked up; may be given several times (default: every folder in ./output)",
     )
     parser.add_argument("--negative", default="", help="what is not to be in the picture")
-    parser.add_argument("--seed", type=int, default=42, help="of the first picture of each prompt (default: 42)")
-    parser.add_argument("--count", type=int, default=1, help="pictures of each prompt, with seeds counting up")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     parser.add_argument("--cfg", type=float, default=7.0, help="guidance scale (default: 7; 1 turns it off)")
     parser.add_argument(
@@ -57,7 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", default="", help="DPM++ 2M (default), DPM++ 2M Karras, Euler, DDIM")
     parser.add_argument("--clip-skip", type=int, default=1, help="1 is the text encoder's last layer (default)")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures rendered at once (default: 4)")
-    parser.add_argument("--device", default="auto", help="auto (default), cuda, cuda:1, mps or cpu")
     parser.add_argument("--grid", action="store_true", help="also put all pictures into one, with labels")
     parser.add_argument(
         "--checkpoints",
@@ -67,7 +79,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="W,W,...", help=f"weights to compare with --checkpoints ({_DEFAULT_WEIGHTS})"
     )
-    parser.add_argument("--download", action="store_true", help="allow fetching --base-model from the hub")
 
 
 @dataclass(frozen=True)
@@ -93,22 +104,38 @@ class _Sheet:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Renders what the options ask for; the exit code.
+    """Renders pictures or asks for answers, whatever the base model makes; the exit code.
 
     Raises:
-        ConfigError: an option is wrong, or a LoRA name is unknown.
+        ConfigError: an option is wrong or does not go with the base model, or a LoRA name is unknown.
         ModelError: the base model or a LoRA cannot be used.
-        DataError: the output folder cannot be written.
+        DataError: the output cannot be written.
     """
     prompts = _prompts(args)
+    _checked(args)
+    from lora_scripts.families import family_class
+    from lora_scripts.models.source import resolve_base_model
+
+    # Only what is to be fetched must be known beforehand: pictures and texts have models of different layouts.
+    expected = "text-generation" if args.lora and args.download else None
+    source = resolve_base_model(args.base_model, allow_download=args.download, task=expected)
+    task = family_class(source.family).task
+    _refuse_options_without_effect(args, task)
+    if task == "text-generation":
+        from lora_scripts.answering.sample_command import sample_answers
+
+        return sample_answers(args, prompts)
+    args.output = args.output or Path("samples")
+    return _sample_pictures(args, prompts, source)
+
+
+def _sample_pictures(args: argparse.Namespace, prompts: Sequence[str], source: BaseModel) -> int:
     weights = _checked(args)
     from lora_scripts.devices import choose_device
-    from lora_scripts.models.source import resolve_base_model
     from lora_scripts.sampling.denoise import DEFAULT_SAMPLER, check_sampler
 
     device = choose_device(args.device)
     sampler = check_sampler(args.sampler or DEFAULT_SAMPLER)
-    source = resolve_base_model(args.base_model, allow_download=args.download)
     check_folder(args.output)
     finder = _Finder(args.lora_dir or _run_folders())
     tagged = [finder.take_tags(prompt) for prompt in prompts]  # names are checked before the model is loaded
@@ -135,6 +162,21 @@ def run(args: argparse.Namespace) -> int:
         path = _save_grid(args, sheet, pictures, source, sampler)
         print(f"{path}   all in one")
     return 0
+
+
+def _refuse_options_without_effect(args: argparse.Namespace, task: str) -> None:
+    """Raises ConfigError for options that were given and say nothing to this kind of model."""
+    foreign = argparse.ArgumentParser()
+    (_add_picture_arguments if task == "text-generation" else add_answer_arguments)(foreign)
+    defaults = vars(foreign.parse_args([]))
+    kind = "a language model" if task == "text-generation" else "a model that makes pictures"
+    faults = [
+        f"--{name.replace('_', '-')} has no effect: {args.base_model} is {kind}."
+        for name, default in defaults.items()
+        if getattr(args, name) != default
+    ]
+    if faults:
+        raise ConfigError(faults)
 
 
 # Options ------------------------------------------------------------------------------------------------------------------
