@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from lora_scripts.training.events import Listener, Preview, RunStart, StepReport
+from lora_scripts.dialogues.answers import Answer
+from lora_scripts.training.events import Answers, Listener, Preview, RunStart, StepReport
 from lora_scripts.training.memory import MemoryReading
 
 
@@ -37,6 +38,13 @@ def report(step: int, num_steps: int = 10, loss: float = 0.5, **changes: Any) ->
 
 def preview(step: int, colour: str = "red", prompts: tuple[str, ...] = ("a cat", "一只<猫>")) -> Preview:
     return Preview(step, prompts, [Image.new("RGB", (16, 8), colour) for _ in prompts])
+
+
+def answers(step: int, *alarms: str) -> Answers:
+    """Two prompts; the base model's second answer was cut off."""
+    base = [Answer("No idea.", True, 3), Answer("| # | *not* a table", False, 160)]
+    adapter = [Answer(f"It arrives\ntoday, dear ({step}).", True, 9), Answer("下午到。", True, 4)]
+    return Answers(step, ("Where is it?", "包裹<在哪>？"), base, adapter, alarms, ("Today, dear.", ""))
 
 
 def short_run(listener: Listener, first_step: int, last_step: int, loss: float = 0.5) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from helpers.report_page import Page
 from lora_scripts.choosing.rule import Gain, StepScore
 from lora_scripts.errors import DataError
 from lora_scripts.preflight.findings import Finding, Report
@@ -22,7 +22,6 @@ from lora_scripts.training.memory import MemoryReading
 from lora_scripts.training.record import RunHistory, RunRecord, SampleFiles, read_record
 from lora_scripts.training.validation import Estimate
 
-VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
 EVIL = "<script>alert('x')</script> \"quoted\" & <img src=x onerror=alert(1)>"
 SECTIONS = {
     "before-after": "Before and after",
@@ -38,51 +37,6 @@ SECTIONS = {
     "notes": "Advice and notes",
     "environment": "Run and environment",
 }
-
-
-class Page(HTMLParser):
-    """Every element of a page in order; fails on markup that is not balanced."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.by_id: dict[str, str] = {}
-        self._ids: list[tuple[int, str]] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = {name: value or "" for name, value in attrs}
-        self.elements.append((tag, attributes))
-        if tag not in VOID:
-            self.open.append(tag)
-            if "id" in attributes:
-                assert attributes["id"] not in self.by_id
-                self.by_id[attributes["id"]] = ""
-                self._ids.append((len(self.open), attributes["id"]))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}>"
-        if self._ids and self._ids[-1][0] == len(self.open):
-            self._ids.pop()
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.words.append(data)
-            for _, name in self._ids:
-                self.by_id[name] += data
-
-    @property
-    def text(self) -> str:
-        return "".join(self.words)
-
-    def tags(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def record_run(folder: Path, prompts: tuple[str, ...] = ("a cat", EVIL), finished: bool = True) -> RunHistory:

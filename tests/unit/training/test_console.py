@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.told import report, start
+from helpers.told import answers, report, start
 from lora_scripts.training.console import ConsoleListener
+from lora_scripts.training.events import Validation
 
 SRC = Path(__file__).parents[3] / "src"
 
@@ -39,6 +40,23 @@ def test_console_in_a_file_writes_plain_aligned_lines(monkeypatch: pytest.Monkey
         "  grad norm 0.750  12.50 img/s  memory 1.0 GiB (peak 3.0 GiB)  0:01:01 left",
     ]
     assert lines[5] == "step 10: saved checkpoint-10"
+
+
+def test_console_shows_one_answer_of_a_step_and_every_alarm() -> None:
+    stream = io.StringIO()
+    console = ConsoleListener(stream)
+    console.started(start(settings={"task_type": "text-generation"}))
+    console.answered(answers(10, "2 of 2 answers do not end."))
+    console.validated(Validation(10, [0.5], [0.25]))
+    console.stepped(report(10, rate=3150.4))
+    console.close()
+    lines = stream.getvalue().splitlines()[2:]
+    assert lines[:3] == [
+        'step 10: "Where is it?" -> "It arrives today, dear (10)."',
+        "warning: step 10: 2 of 2 answers do not end.",
+        "step 10: validation loss 0.5000 on held-out dialogues, 0.2500 on training dialogues",
+    ]
+    assert "3,150 tok/s" in lines[3]
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "ascii"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.told import preview, report, start
+from helpers.told import answers, preview, report, start
 from lora_scripts.errors import TrainingError
 from lora_scripts.training.log_file import AppendFile, LogFile, duration
 
@@ -45,6 +45,29 @@ def test_log_lines_carry_time_and_level_and_are_appended_to(tmp_path: Path) -> N
     assert '"description": "水墨"' in text
     assert "step 20: checkpoint saved in out" in text
     assert "read back and compared: out" in text
+
+
+def test_log_holds_questions_and_answers_and_the_base_models_once(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "train.log")
+    log.started(start(settings={"task_type": "text-generation"}))
+    log.answered(answers(10))
+    log.answered(answers(20, "2 of 2 answers do not end."))
+    log.stepped(report(20, rate=3150.4))
+    log.close()
+    lines = [line[20:] for line in (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()[-14:]]
+    assert lines[:7] == [
+        "INFO    step 10: 2 prompts answered",
+        "INFO      asked  Where is it?",
+        "INFO      base   No idea.",
+        "INFO      LoRA   It arrives today, dear (10).",
+        "INFO      asked  包裹<在哪>？",
+        "INFO      base   | # | *not* a table",
+        "INFO      LoRA   下午到。",
+    ]
+    assert lines[7:9] == ["INFO    step 20: 2 prompts answered", "INFO      asked  Where is it?"]
+    assert lines[9] == "INFO      LoRA   It arrives today, dear (20)."
+    assert lines[12] == "WARNING 2 of 2 answers do not end."
+    assert "3,150 tok/s" in lines[13]
 
 
 def test_log_keeps_control_characters_and_undecodable_names_out(tmp_path: Path) -> None:

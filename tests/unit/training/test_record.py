@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers.told import preview, report, short_run, start
+from helpers.told import answers, preview, report, short_run, start
+from lora_scripts.dialogues.answers import Answer
 from lora_scripts.training.events import Events
 from lora_scripts.training.record import RunRecord, SampleFiles, read_record
 
@@ -33,6 +34,33 @@ def test_record_reads_back_what_happened(tmp_path: Path) -> None:
     assert [(note.step, note.text) for note in history.notes] == [(None, "24 of 25 pictures train")]
     assert (history.max_steps, history.last_step, history.num_parts, history.finished) == (40, 20, 1, False)
     assert history.started_at
+
+
+def test_record_reads_back_answers_and_forgets_those_of_superseded_steps(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    for first_step in (0, 10):
+        record = RunRecord(path)
+        record.started(start(first_step))
+        for step in (first_step, first_step + 10, first_step + 20):
+            record.answered(answers(step, f"alarm of the start at {first_step}"))
+        record.close()
+    told = read_record(path).answers
+    assert list(told) == [0, 10, 20, 30]
+    assert told[20].adapter[0].text == "It arrives\ntoday, dear (20)."
+    assert told[20].base[1] == Answer("| # | *not* a table", False, 160)
+    assert [told[step].alarms for step in told] == [["alarm of the start at 0"], *([["alarm of the start at 10"]] * 3)]
+    assert told[0].prompts == ["Where is it?", "包裹<在哪>？"]
+    assert told[0].expected == ["Today, dear.", ""]
+
+
+def test_record_of_an_older_version_has_its_speed_under_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    record = RunRecord(path)
+    record.started(start())
+    record.stepped(report(10))
+    record.close()
+    path.write_text(path.read_text("utf-8").replace('"rate":', '"examples_per_s":'), "utf-8")
+    assert [each.rate for each in read_record(path).reports] == [12.5]
 
 
 def test_record_ignores_a_line_that_a_kill_cut_at_any_byte(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from helpers.told import preview, report, short_run, start
+from helpers.told import answers, preview, report, short_run, start
 from lora_scripts.training.events import Validation
 from lora_scripts.training.tensorboard import TensorBoardListener
 
@@ -67,6 +67,29 @@ def test_tensorboard_reads_back_every_number_picture_and_text(tmp_path: Path) ->
     assert "2 | 猫.png | 一只猫" in text("captions")
     assert "a cat, ink &#124; wash" in text("captions")
     assert text("preview/2") == "一只&#60;猫&#62;"
+
+
+def test_tensorboard_shows_answers_of_base_and_lora_in_one_table(tmp_path: Path) -> None:
+    listener = TensorBoardListener(tmp_path)
+    listener.started(start(settings={"task_type": "text-generation"}))
+    listener.answered(answers(10, "2 of 2 answers do not end."))
+    listener.stepped(report(10))
+    listener.close()
+
+    events = accumulate(tmp_path)
+    (event,) = events.Tensors("answers/text_summary")
+    assert event.step == 10
+    assert event.tensor_proto.string_val[0].decode("utf-8").splitlines() == [
+        "prompt | base model | LoRA",
+        "--- | --- | ---",
+        "Where is it? | No idea. | It arrives today, dear (10).",
+        "包裹&#60;在哪&#62;？ | &#124; &#35; &#124; &#42;not&#42; a table | 下午到。",
+        "",
+        "2 of 2 answers do not end.",
+    ]
+    assert [(point.step, point.value) for point in events.Scalars("answers/ended")] == [(10, 1.0)]
+    assert [point.value for point in events.Scalars("answers/repeated")] == [0.0]
+    assert [point.value for point in events.Scalars("speed/trained_tokens_per_s")] == [12.5]
 
 
 def test_tensorboard_shows_both_validation_losses_and_their_gap_in_one_chart(tmp_path: Path) -> None:
