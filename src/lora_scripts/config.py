@@ -286,7 +286,7 @@ class PreviewSettings(Section):
     """Pictures rendered during the run."""
 
     sample_prompts: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
-    """Prompts rendered before, during and after training. Default: four captions of the data set."""
+    """Prompts rendered, or answered, before, during and after training. Default: four captions of the data set; four questions, held-out ones first."""
     sample_every: Annotated[int, Field(ge=0)] | None = None
     """Render previews every so many steps; 0 turns them off. Default: `save_steps`."""
     sample_negative_prompt: str = ""

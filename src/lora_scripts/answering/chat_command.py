@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         voices, _settings(args, voices.names), sys.stdout, sys.stdout if talking else sys.stderr, labels=talking
     )
     if talking:
-        print(f"{voices.title}{''.join(f' + {name}' for name in voices.names)}. /help lists the commands.\n{HELP}")
+        print(f"{' + '.join([voices.title, *voices.names])}\n{HELP}")
     for line in _typed() if talking else sys.stdin:
         if not chat.take(line):
             break

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.config import RunConfig
 from lora_scripts.data.dataset import Dataset, Example
 from lora_scripts.errors import DataError
+from lora_scripts.models.recognise import read_json
 from lora_scripts.report.facts import HardThumbnail, Measurement, ReportFacts, Thumbnail
 from lora_scripts.report.usage import use_folder
 
@@ -78,7 +79,9 @@ def _of_dialogues(facts: ReportFacts, config: RunConfig, outcome: Outcome) -> Re
     base = f"--base-model {config.base_model} --lora {folder}"
     return replace(
         facts,
-        use=use_folder(config.name, config.base_model, folder),
+        use=use_folder(
+            config.name, config.base_model, folder, read_json(folder / "adapter_config.json", folder.name)["r"]
+        ),
         worst_fitted_texts=[
             (each.example.name, each.example.caption, f"{each.loss}. {each.hint}") for each in outcome.hard_examples
         ],

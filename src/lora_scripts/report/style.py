@@ -84,15 +84,16 @@ button { font: inherit; font-size: 14px; color: var(--accent); background: var(-
 .said .now { background: var(--accent-soft); }
 .said h4 { margin: 0 0 4px; font-size: 13.5px; font-weight: 600; color: var(--soft); }
 .answer { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; max-width: none; }
-.answers-by-step td { vertical-align: top; padding: 8px 10px; background: var(--sunken); border-radius: 8px; min-width: 190px; font-size: 14px; }
-.answers-by-step thead td { background: none; }
-.answers-by-step th[scope=row] { vertical-align: top; padding-top: 8px; white-space: pre-wrap; }
 
 .scroll { overflow-x: auto; margin: 0 -28px; padding: 0 28px; }
 .grid { border-collapse: separate; border-spacing: 6px; margin: -6px; width: 100%; }
 .grid th { font-weight: 600; font-size: 13.5px; text-align: center; padding: 0 0 2px; white-space: nowrap; }
 .grid th[scope=row] { font-weight: 400; text-align: left; width: 170px; min-width: 120px; white-space: normal; color: var(--soft); padding-right: 10px; line-height: 1.4; overflow-wrap: anywhere; }
 .grid td { padding: 0; }
+.grid.answers-by-step { margin: 0; }
+.grid.answers-by-step td { vertical-align: top; padding: 8px 10px; background: var(--sunken); border-radius: 8px; min-width: 190px; font-size: 14px; }
+.grid.answers-by-step thead td { background: none; }
+.grid.answers-by-step th[scope=row] { vertical-align: top; padding-top: 8px; white-space: pre-wrap; }
 .grid img { width: 100%; min-width: 112px; border-radius: 8px; background: var(--sunken); }
 img[data-zoom].live { cursor: zoom-in; }
 dialog { border: 0; outline: 0; padding: 0; background: transparent; max-width: 96vw; max-height: 96vh; }

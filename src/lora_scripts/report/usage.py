@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lora_scripts.export.vllm import VLLM_RANKS
 from lora_scripts.report.markup import Html, el
 
 __all__ = ["Usage", "use_folder", "use_in_prompts"]
@@ -64,8 +65,9 @@ def use_in_prompts(name: str, trigger: str, weight: float) -> Usage:
     )
 
 
-def use_folder(name: str, base_model: str, folder: Path) -> Usage:
+def use_folder(name: str, base_model: str, folder: Path, rank: int) -> Usage:
     """A PEFT folder of a language model."""
+    highest = next((each for each in VLLM_RANKS if each >= rank), rank)
     both = f"--base-model {base_model} --lora {folder}"
     return Usage(
         [
@@ -80,7 +82,13 @@ def use_folder(name: str, base_model: str, folder: Path) -> Usage:
         f"lora-scripts chat {both}",
         [
             ("transformers, PEFT", el("code", f'model.load_adapter("{folder}")')),
-            ("vLLM", el("code", f"vllm serve {base_model} --enable-lora --lora-modules {name}={folder}")),
+            (
+                "vLLM",
+                el(
+                    "code",
+                    f"vllm serve {base_model} --enable-lora --max-lora-rank {highest} --lora-modules {name}={folder}",
+                ),
+            ),
             ("llama.cpp", el("code", f"lora-scripts export --for llamacpp {both} --output {name}.gguf")),
             ("mlx-lm", el("code", f"lora-scripts export --for mlx {both} --output {name}-mlx")),
         ],
@@ -91,5 +99,6 @@ def use_folder(name: str, base_model: str, folder: Path) -> Usage:
             "README.md": "A card for people: the base model, how a prompt is written, what was trained.",
             "chat_template.jinja": "How a dialogue is written for this model.",
             "tokenizer.json": "The base model's tokenizer.",
+            "tokenizer_config.json": "Which of its tokens are special.",
         },
     )

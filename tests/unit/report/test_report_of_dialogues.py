@@ -72,7 +72,7 @@ def page(history: RunHistory, folder: Path) -> Page:
         ),
         chosen_step=20,
         worst_fitted_texts=[("train.jsonl:4", f"user: {EVIL}", "loss 2 times the usual. Is it right?")],
-        use=use_folder("nice", "m", folder / "nice"),
+        use=use_folder("nice", "m", folder / "nice", 16),
     )
     return Page(render_report(history, facts))
 
@@ -133,7 +133,7 @@ def test_folder_comes_with_its_whole_size_and_each_files_purpose(page: Page) -> 
     assert files.count("0.3 MB") == 2  # the folder, and the weights in it
     assert "The trained weights." in files
     assert "llama.cpp" in files
-    assert "vllm serve m --enable-lora" in files
+    assert "vllm serve m --enable-lora --max-lora-rank 16" in files
 
 
 def test_nothing_a_user_wrote_becomes_markup(page: Page) -> None:
