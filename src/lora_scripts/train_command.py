@@ -101,10 +101,6 @@ def _require_writable(folder: Path) -> None:
         raise DataError(f"output_dir: {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
 
 
-def _with_pictures(config: RunConfig, file: Path) -> str:
-    return NEXT_STEPS[config.task_type](config, file)
-
-
 def _of_pictures(config: RunConfig, file: Path) -> str:
     trigger = f"{config.trigger_word}, " if config.trigger_word else ""
     return (
@@ -123,16 +119,4 @@ def _of_dialogues(config: RunConfig, folder: Path) -> str:
 
 
 NEXT_STEPS = {"text-to-image": _of_pictures, "text-generation": _of_dialogues}
-
-
-def _with_dialogues(config: RunConfig, folder: Path) -> str:
-    both = f"--base-model {config.base_model} --lora {folder}"
-    return (
-        f"Talk with it: lora-scripts chat {both} --side-by-side\n"
-        f"Use it: {folder} is a PEFT folder, which transformers and vLLM load as it is; for llama.cpp and mlx-lm: "
-        f"lora-scripts export --help"
-    )
-
-
-NEXT_STEPS = {"text-to-image": _with_pictures, "text-generation": _with_dialogues}
 """Task -> what to do with the finished file or folder."""
