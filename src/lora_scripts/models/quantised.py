@@ -76,7 +76,7 @@ def require_quantisation(kind: Quantization, device: torch.device, dtype: torch.
         reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
         raise ConfigError(
             f"quantization: {kind}: the installed bitsandbytes cannot do this on {device} ({reason}). "
-            "Update it: pip install -U bitsandbytes; or set another device, or quantization: none."
+            "Install a newer one: pip install -U bitsandbytes; or use another device, or quantization: none."
         ) from error
 
 
@@ -123,7 +123,8 @@ def _try_out(kind: Quantization, device: torch.device, dtype: torch.dtype) -> No
     settle_layers(model)
     x = torch.ones(2, 64, device=device, dtype=dtype, requires_grad=True)
     model(x).sum().backward()
-    assert x.grad is not None and bool(x.grad.isfinite().all()), "its gradient is not finite"
+    if x.grad is None or not bool(x.grad.isfinite().all()):
+        raise RuntimeError("no finite gradient comes back")
 
 
 def _bitsandbytes() -> Any:
