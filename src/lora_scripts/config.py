@@ -37,7 +37,7 @@ PICTURES_ONLY = frozenset(
     }
 )  # fmt: skip
 DIALOGUES_ONLY = frozenset(
-    {"max_length", "train_on", "system_prompt", "packing", "validation_dialogues", "sample_tokens"}
+    {"max_length", "train_on", "system_prompt", "packing", "validation_dialogues", "sample_tokens", "quantization"}
 )
 FOR_OTHER_TASKS = {"text-to-image": DIALOGUES_ONLY, "text-generation": PICTURES_ONLY}
 """Task -> settings that can have no effect in it."""
@@ -163,6 +163,8 @@ class ModelSettings(Section):
     """Which layer of the text encoder is read, counted from the end; 2 for many anime models."""
     mixed_precision: Precision = "auto"
     """Number format of the frozen weights: bf16 where the device has it, else fp16 on a GPU, else fp32. Adapters train in fp32."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """How the frozen weights of a language model are kept: nf4 takes a quarter of bf16 (QLoRA), int8 half of it; both need bitsandbytes (docs/quantization.md)."""
     device: str = "auto"
     """auto, cuda, cuda:1, mps or cpu."""
 
@@ -360,6 +362,11 @@ class RunConfig(
             faults.append("lora_init: pissa is not possible with adapter: dora. Remove one of them.")
         if self.lora_init == "pissa" and self.init_lora_weights is not None:
             faults.append("lora_init: pissa: the matrices begin as in init_lora_weights. Remove one of them.")
+        if self.lora_init == "pissa" and self.quantization != "none":
+            faults.append(
+                f"lora_init: pissa: not with quantization: {self.quantization}. What it promises there needs the rest of each "
+                "weight to be quantised in place of the weight, which is not done here. Remove one of them."
+            )
         if self.sample_every == 0:
             for setting in (
                 "sample_prompts",

@@ -60,6 +60,11 @@ class FinishLanguage:
             family.tokenizer.chat_template = template.source
         prompt = prompt_facts(family.tokenizer, run.source.path)
         notes = f"Trained for {step} steps on {len(run.prepared.parts.train.examples):,} dialogues."
+        if config.quantization != "none":
+            notes += (
+                f" The base was held in {config.quantization} meanwhile (bitsandbytes); the adapter fits it in full "
+                "precision as well."
+            )
         if config.system_prompt:
             notes += f" System prompt: {config.system_prompt}"
         write_peft_folder(

@@ -31,6 +31,9 @@ def row_products(layer: nn.Linear | nn.Conv2d, rows: Tensor) -> Tensor:
     weight = layer.weight
     if weight.is_floating_point() and tuple(weight.shape) == weight_shape(layer):
         return (weight.flatten(1) @ rows.flatten(1).to(weight.dtype).T).float()
-    dtype = torch.float32 if layer.bias is None else layer.bias.dtype
-    products: Tensor = layer(rows.to(dtype))
-    return (products if layer.bias is None else products - layer.bias).T.float()
+    bias, layer.bias = layer.bias, None  # a large one would leave little of the products in half precision
+    try:
+        products: Tensor = layer(rows)
+    finally:
+        layer.bias = bias
+    return products.T.float()

@@ -72,6 +72,8 @@ def layer_shapes(components: Mapping[str, nn.Module]) -> dict[str, tuple[int, ..
     """
     import torch
 
+    from lora_scripts.adapters.layers import weight_shape
+
     shapes: dict[str, tuple[int, ...]] = {}
     for component, root in components.items():
         for path, module in root.named_modules():
@@ -79,7 +81,7 @@ def layer_shapes(components: Mapping[str, nn.Module]) -> dict[str, tuple[int, ..
                 continue
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
                 name = path.removesuffix(".base_layer").removesuffix(".base")
-                shapes[f"{component}.{name}"] = tuple(module.weight.shape)
+                shapes[f"{component}.{name}"] = weight_shape(module)
     return shapes
 
 

@@ -20,6 +20,7 @@ from lora_scripts.adapters.targets import language_model_targets
 from lora_scripts.export.names import LANGUAGE_MODEL
 from lora_scripts.families.protocol import Batch, Loss
 from lora_scripts.models.language_model import DEFAULT_MOST_TOKENS, load_language_model, load_tokenizer
+from lora_scripts.models.quantised import load_quantised
 from lora_scripts.models.segment_attention import segments_at_work
 from lora_scripts.objectives.next_token import Head, next_token_losses
 
@@ -59,8 +60,11 @@ class CausalLanguageModel:
     @classmethod
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
         tokenizer = load_tokenizer(source.path, source.name)
-        model = load_language_model(source.path, source.name, dtype)
-        return cls(model.to(device), tokenizer, config.packing)
+        if config.quantization == "none":
+            model = load_language_model(source.path, source.name, dtype).to(device)
+        else:
+            model = load_quantised(source.path, source.name, dtype, device, config.quantization)
+        return cls(model, tokenizer, config.packing)
 
     @property
     def components(self) -> Mapping[str, nn.Module]:

@@ -17,19 +17,22 @@ __all__ = ["DEFAULT_MOST_TOKENS", "load_language_model", "load_tokenizer", "most
 DEFAULT_MOST_TOKENS = 2048
 
 
-def load_language_model(folder: Path, name: str, dtype: torch.dtype | str) -> PreTrainedModel:
+def load_language_model(folder: Path, name: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
     """The frozen model on the CPU, in evaluation mode.
 
     Args:
         folder: in transformers' layout.
         name: of the model, for messages.
         dtype: of the weights; "auto" keeps that of its files.
+        options: more of `from_pretrained`'s, which may take it elsewhere.
     Raises:
-        ModelError: the folder is incomplete or damaged, wants code of its own, or is of a kind that transformers lacks.
+        ModelError: the folder is incomplete or damaged, wants code of its own, is of a kind that transformers lacks, or is
+            quantised already.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    _refuse_quantised(folder, name)
     logging.set_verbosity_error()  # what it says of missing weights is an error below
     logging.disable_progress_bar()
     try:
@@ -40,6 +43,7 @@ def load_language_model(folder: Path, name: str, dtype: torch.dtype | str) -> Pr
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"base_model {name}: {unusable(error)}") from None
@@ -78,9 +82,7 @@ def load_tokenizer(folder: Path, name: str) -> Any:
 
 def most_tokens(folder: Path, name: str) -> int:
     """The longest text that the model in a folder was made for, by its config.json."""
-    from lora_scripts.models.recognise import read_json
-
-    return int(read_json(folder / "config.json", name).get("max_position_embeddings") or DEFAULT_MOST_TOKENS)
+    return int(_settings(folder, name).get("max_position_embeddings") or DEFAULT_MOST_TOKENS)
 
 
 def unusable(error: Exception) -> str:
@@ -94,3 +96,18 @@ def unusable(error: Exception) -> str:
     if "model type" in str(error) and "not recognize" in str(error):
         return f"the installed transformers does not know this kind of model ({text[:120]}). Update transformers."
     return f"it cannot be loaded ({text[:200]}). Copy or download the whole model again."
+
+
+def _refuse_quantised(folder: Path, name: str) -> None:
+    stored = _settings(folder, name).get("quantization_config")
+    if stored:
+        raise ModelError(
+            f"base_model {name}: its weights are stored quantised ({stored.get('quant_method', 'in an unknown way')}). "
+            "Use the original model; quantization: nf4 or int8 quantises it while it is loaded for training."
+        )
+
+
+def _settings(folder: Path, name: str) -> dict[str, Any]:
+    from lora_scripts.models.recognise import read_json
+
+    return dict(read_json(folder / "config.json", name))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.data.sampler import Sample
+from lora_scripts.models.quantised import stored_bytes
 from lora_scripts.planning.activations import UnpredictableError, predicted_peak
 from lora_scripts.planning.budget import memory_budget
 from lora_scripts.planning.memory_plan import (
@@ -144,9 +145,7 @@ class _Passes:
     @property
     def weight_bytes(self) -> int:
         """Of the components that take part in a step, adapter included."""
-        parts = [self._family.components[name] for name in self._adapter.groups()]
-        tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(stored_bytes(self._family.components[name]) for name in self._adapter.groups())
 
     def predicted(self) -> PassBytes:
         """What passes take, found with fake tensors; each is asked for once."""

@@ -71,8 +71,10 @@ class TextGeneration:
         examples = self._data.examples
         tokens, trained = sum(e.cost for e in examples), sum(e.tokens.num_trained for e in examples)
         longest = max(e.cost for e in examples)
+        quantization = self._config.quantization
         return [
-            ("dialogues", f"{len(examples):,}, {tokens:,} tokens, {trained:,} of them learnt, the longest {longest:,}")
+            ("dialogues", f"{len(examples):,}, {tokens:,} tokens, {trained:,} of them learnt, the longest {longest:,}"),
+            *([("weights", f"held in {quantization}, head and embeddings not")] if quantization != "none" else []),
         ]
 
     def settings(self) -> dict[str, Any]:
