@@ -93,7 +93,7 @@ def test_loss_of_a_batch_is_that_of_its_texts_alone(kind: str, packing: bool) ->
     model = model_of(*KINDS[kind])
     family = CausalLanguageModel(model, tokenizer(), packing)
     assert family.packs is packing
-    assert family.notes == []
+    assert not [note for note in family.notes if "own kind" in note or "cannot be packed" in note]
     texts, targets = texts_and_targets()
     expected = own_losses(model, texts, targets)
     loss = family.loss(batch_of(texts, targets), DRAWS)
@@ -140,7 +140,7 @@ def test_attention_that_cannot_be_packed_is_found_out_and_padded() -> None:
     model = model_of("GptOss", sizes)  # its attention has sinks
     family = CausalLanguageModel(model, tokenizer())
     assert not family.packs
-    assert "cannot be packed" in family.notes[0]
+    assert any("cannot be packed" in note for note in family.notes)
     texts, targets = texts_and_targets()
     expected = torch.cat(own_losses(model, texts, targets)).sum()
     torch.testing.assert_close(family.loss(batch_of(texts, targets), DRAWS).total, expected, rtol=1e-4, atol=1e-4)
@@ -156,7 +156,7 @@ def test_head_that_changes_the_scores_in_its_own_way_is_found_out() -> None:
     torch.manual_seed(0)
     model = OddHead(transformers.LlamaConfig(**SIZES)).eval().requires_grad_(False)
     family = CausalLanguageModel(model, tokenizer())
-    assert "head of its own kind" in family.notes[0]
+    assert any("head of its own kind" in note for note in family.notes)
     texts, targets = texts_and_targets()
     expected = torch.cat(own_losses(model, texts, targets)).sum()
     torch.testing.assert_close(family.loss(batch_of(texts, targets), DRAWS).total, expected, rtol=1e-5, atol=1e-5)

@@ -51,7 +51,7 @@ class CausalLanguageModel:
         packing: put the texts of a batch one behind the other, where the model allows it.
         """
         self.model, self.tokenizer = model, tokenizer
-        self.notes: list[str] = []
+        self.notes = list(language_model_targets(model).notes)
         """Lines for people on how the model is run."""
         self._own_head = True
         self.packs = packing
