@@ -110,3 +110,41 @@ def test_hub_that_fails_ends_in_plain_words_a_broken_download_goes_on_and_then_n
     written = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert len(written) > 10
     assert not any(TOKEN.encode() in path.read_bytes() for path in written)
+
+
+@pytest.mark.fault(24)
+def test_language_model_is_fetched_once_checked_and_then_found_without_a_network(
+    language_settings: Settings, tiny_language_model: Path, tmp_path: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in tiny_language_model.iterdir()}
+    hub = Hub(
+        {
+            "u/breaks": files | {"pytorch_model.bin": b"a pickle", "original/consolidated.safetensors": b"not needed"},
+            "u/lies": files,
+            "u/pickle": {name: data for name, data in files.items() if not name.endswith("safetensors")},
+        },
+        drops={"u/breaks": "model.safe"},
+        damages={"u/lies": "model.safe"},
+    )
+
+    def run(model: str, name: str = "") -> dict[str, Any]:
+        folder = str(tmp_path / "runs" / (name or model.replace("/", "-")))
+        return language_settings(base_model=model, allow_download=True, output_dir=folder, max_steps=1)
+
+    with serving(hub) as endpoint:
+        answers, _ = train({model: run(model) for model in hub.repositories}, endpoint, tmp_path)
+    assert answers["u/breaks"][0] == 0, answers["u/breaks"][2]
+    assert "model.safetensors arrived damaged and was deleted" in answers["u/lies"][2]
+    assert "no .safetensors file for its weights" in answers["u/pickle"][2]
+    (kept,) = (tmp_path / "hub" / "models--u--breaks" / "snapshots").iterdir()
+    assert {path.name for path in kept.iterdir()} == set(files)
+
+    answers, _ = train(
+        {"cached": run("u/breaks", "again"), "unfinished": run("u/lies", "x") | {"allow_download": False}},
+        "http://127.0.0.1:9",
+        tmp_path,
+    )
+    assert answers["cached"][0] == 0, answers["cached"][2]
+    assert "its weights never arrived" in answers["unfinished"][2]
+    card = (tmp_path / "runs" / "again" / "again" / "adapter_config.json").read_text("utf-8")
+    assert json.loads(card)["base_model_name_or_path"] == "u/breaks"
