@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -196,3 +198,18 @@ def test_a_model_that_makes_pictures_cannot_be_talked_with(tiny_sd_folder: Path,
     code, _, err = command(capsys, "chat", "--base-model", tiny_sd_folder)
     assert code == 2
     assert "is a model that makes pictures" in err
+
+
+def test_script_in_tools_talks_through_a_real_pipe(folders: tuple[Path, Path, Path]) -> None:
+    script = Path(__file__).parents[2] / "tools" / "chat.py"
+    words = ["--base-model", folders[0], "--lora", folders[1], "--max-tokens", "8", "--device", "cpu"]
+    run = subprocess.run(
+        [sys.executable, str(script), *map(str, words)],
+        input="Hi?\n你好？\n".encode(),
+        capture_output=True,
+        env={**os.environ, "PYTHONUTF8": "1"},
+        timeout=120,
+    )
+    first = said("Hi?", lora=random_lora(tiny_model("llama"))).text
+    second = said("Hi?", first, "你好？", lora=random_lora(tiny_model("llama"))).text
+    assert (run.returncode, run.stdout.decode()) == (0, f"{first}\n{second}\n"), run.stderr.decode()

@@ -76,12 +76,11 @@ def _of_pictures(facts: ReportFacts, config: RunConfig, outcome: Outcome) -> Rep
 
 def _of_dialogues(facts: ReportFacts, config: RunConfig, outcome: Outcome) -> ReportFacts:
     folder = outcome.files[0]
+    rank = read_json(folder / "adapter_config.json", folder.name)["r"]
     base = f"--base-model {config.base_model} --lora {folder}"
     return replace(
         facts,
-        use=use_folder(
-            config.name, config.base_model, folder, read_json(folder / "adapter_config.json", folder.name)["r"]
-        ),
+        use=use_folder(config.name, config.base_model, folder, rank, config.system_prompt or ""),
         worst_fitted_texts=[
             (each.example.name, each.example.caption, f"{each.loss}. {each.hint}") for each in outcome.hard_examples
         ],

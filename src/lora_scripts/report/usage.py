@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,8 +66,8 @@ def use_in_prompts(name: str, trigger: str, weight: float) -> Usage:
     )
 
 
-def use_folder(name: str, base_model: str, folder: Path, rank: int) -> Usage:
-    """A PEFT folder of a language model."""
+def use_folder(name: str, base_model: str, folder: Path, rank: int, system_prompt: str = "") -> Usage:
+    """A PEFT folder of a language model; it is talked with as it was trained, after the same system text."""
     highest = next((each for each in VLLM_RANKS if each >= rank), rank)
     both = f"--base-model {base_model} --lora {folder}"
     return Usage(
@@ -79,7 +80,7 @@ def use_folder(name: str, base_model: str, folder: Path, rank: int) -> Usage:
         ],
         f"使用方法：文件夹 {name} 是 PEFT 格式，transformers 与 vLLM 可直接加载；也可以用 lora-scripts chat 与它对话。",
         ("Talk with it", "对话"),
-        f"lora-scripts chat {both}",
+        f"lora-scripts chat {both}" + (f" --system {shlex.quote(system_prompt)}" if system_prompt else ""),
         [
             ("transformers, PEFT", el("code", f'model.load_adapter("{folder}")')),
             (

@@ -72,7 +72,7 @@ def page(history: RunHistory, folder: Path) -> Page:
         ),
         chosen_step=20,
         worst_fitted_texts=[("train.jsonl:4", f"user: {EVIL}", "loss 2 times the usual. Is it right?")],
-        use=use_folder("nice", "m", folder / "nice", 16),
+        use=use_folder("nice", "m", folder / "nice", 16, "Be kind, 'dear'."),
     )
     return Page(render_report(history, facts))
 
@@ -112,7 +112,7 @@ def test_other_prompts_of_an_earlier_start_leave_a_gap() -> None:
 def test_verdict_says_what_on_what_and_how_to_use_the_folder(page: Page, folder: Path) -> None:
     assert "nice is a LoRA for m, trained on 24 dialogues for 40 steps" in page.text
     assert "is a PEFT adapter, which transformers and vLLM load as it is" in page.text
-    assert f"lora-scripts chat --base-model m --lora {folder / 'nice'}" in page.text
+    assert f"lora-scripts chat --base-model m --lora {folder / 'nice'} --system 'Be kind, " in page.text
     assert "用 24 条对话训练了 40 步" in page.text
     assert "PEFT 格式" in page.text
 
