@@ -127,7 +127,7 @@ def test_finished_run_survives_a_clip_that_breaks_meanwhile(
     def broken(*_: object) -> None:
         raise ModelError("clip: cannot be loaded.")
 
-    monkeypatch.setattr("lora_scripts.choosing.chooser.Embedder", broken)
+    monkeypatch.setattr("lora_scripts.choosing.by_pictures.Embedder", broken)
     seen = Seen()
     outcome = train(previewed(), seen)
     assert columns(outcome) == ["held-out loss"]
