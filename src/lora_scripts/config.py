@@ -37,7 +37,17 @@ PICTURES_ONLY = frozenset(
     }
 )  # fmt: skip
 DIALOGUES_ONLY = frozenset(
-    {"max_length", "train_on", "system_prompt", "packing", "validation_dialogues", "sample_tokens", "quantization"}
+    {
+        "max_length",
+        "train_on",
+        "system_prompt",
+        "packing",
+        "validation_dialogues",
+        "sample_tokens",
+        "quantization",
+        "objective",
+        "preference_beta",
+    }
 )
 FOR_OTHER_TASKS = {"text-to-image": DIALOGUES_ONLY, "text-generation": PICTURES_ONLY}
 """Task -> settings that can have no effect in it."""
@@ -136,6 +146,10 @@ class DialogueSettings(Section):
     """Longest dialogue in tokens; what is beyond is cut off and counted. Default: 2048, or what the model was made for if that is less."""
     train_on: Literal["assistant", "all"] = "assistant"
     """Which tokens are learnt: the assistant's answers, or everything."""
+    objective: Literal["sft", "dpo", "orpo"] = "sft"
+    """What is learnt: sft, to write the answers of the data; dpo or orpo, to prefer one of two answers to the other (docs/preference.md)."""
+    preference_beta: Positive = 0.1
+    """dpo: how strongly the model is held to what it was, less is freer; orpo: how much the preference counts beside the answers themselves."""
     system_prompt: str | None = None
     """Put before every dialogue that has no system message; use the same words when you talk to the model."""
     packing: bool = True
@@ -341,6 +355,10 @@ class RunConfig(
 
         for setting in sorted(written & FOR_OTHER_TASKS[self.task_type]):
             inert(setting, f"task_type is {self.task_type}")
+        if self.objective == "sft":
+            inert("preference_beta", "objective is sft")
+        else:
+            inert("train_on", f"objective is {self.objective}, which compares answers")
         if not self.train_text_encoder and self.text_encoder_learning_rate is not None:
             inert("text_encoder_learning_rate", "train_text_encoder is false")
         if not self.caption_shuffle:
@@ -416,7 +434,7 @@ class RunConfig(
     @property
     def words(self) -> Words:
         """How messages call what is trained on."""
-        return words_of(self.task_type)
+        return words_of(self.task_type, self.objective)
 
     @property
     def num_held_out(self) -> int | Literal["auto"]:

@@ -60,6 +60,8 @@ class FinishLanguage:
             family.tokenizer.chat_template = template.source
         prompt = prompt_facts(family.tokenizer, run.source.path)
         notes = f"Trained for {step} steps on {len(run.prepared.parts.train.examples):,} dialogues."
+        if config.objective != "sft":
+            notes += f" Of two answers each, by {config.objective.upper()} with beta {config.preference_beta:g}."
         if config.quantization != "none":
             notes += (
                 f" The base was held in {config.quantization} meanwhile (bitsandbytes); the adapter fits it in full "

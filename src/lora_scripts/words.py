@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 __all__ = ["DIALOGUES", "PICTURES", "Words", "words_of"]
@@ -90,6 +90,11 @@ DIALOGUES = Words(
 )
 
 
-def words_of(task: Literal["text-to-image", "text-generation"] | str) -> Words:
+PAIRS = replace(DIALOGUES, unit="pair", short_unit="pairs", rate_tag="pairs_per_s")
+
+
+def words_of(task: Literal["text-to-image", "text-generation"] | str, objective: str = "sft") -> Words:
     """The nouns of a task; those of pictures for anything else, as records of older versions have it."""
-    return DIALOGUES if task == "text-generation" else PICTURES
+    if task != "text-generation":
+        return PICTURES
+    return DIALOGUES if objective == "sft" else PAIRS

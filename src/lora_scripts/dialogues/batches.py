@@ -19,10 +19,11 @@ from lora_scripts.families.protocol import Batch
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from lora_scripts.data.sampler import Sample
 
-__all__ = ["DialogueBatches", "DialogueListing", "TrainedDialogue", "dialogue_batches"]
+__all__ = ["DialogueBatches", "DialogueListing", "TrainedDialogue", "dialogue_batches", "padded_rows"]
 
 LENGTHS_PER_DOUBLING = 4
 """Without packing, dialogues of one shape are padded to one length: a shape spans a fourth of a doubling, so a tenth is padding."""
@@ -41,6 +42,11 @@ class TrainedDialogue:
     tokens: TokenisedExample
     row: Dialogue
     packed: bool
+
+    @property
+    def sequences(self) -> Sequence[TokenisedExample]:
+        """All that goes through the model for it."""
+        return (self.tokens,)
 
     @property
     def name(self) -> str:
@@ -69,7 +75,12 @@ class TrainedDialogue:
     @property
     def cost(self) -> int:
         """Tokens."""
-        return self.tokens.cost
+        return sum(sequence.cost for sequence in self.sequences)
+
+    @property
+    def num_trained(self) -> int:
+        """Learnt tokens."""
+        return sum(sequence.num_trained for sequence in self.sequences)
 
 
 @dataclass(frozen=True)
@@ -96,8 +107,9 @@ def _digest(examples: Sequence[TrainedDialogue]) -> str:
     whole = hashlib.sha256()
     for example in examples:
         whole.update(f"{example.name}\n{example.repeats}\n".encode())
-        whole.update(example.tokens.tokens.tobytes())
-        whole.update(example.tokens.trained.tobytes())
+        for sequence in example.sequences:
+            whole.update(sequence.tokens.tobytes())
+            whole.update(sequence.trained.tobytes())
     return whole.hexdigest()
 
 
@@ -119,22 +131,30 @@ class DialogueBatches:
 
     def batch(self, samples: Sequence[Sample], device: torch.device) -> Batch:
         """Tensors "tokens" [B,L] and "targets" [B,M], the places of the learnt tokens; `filled` says how far each row goes."""
-        import numpy as np
-        import torch
-
-        rows = [self.examples[sample.index].tokens for sample in samples]
-        columns: Mapping[str, list[np.ndarray]] = {
-            "tokens": [row.tokens for row in rows],
-            "targets": [np.flatnonzero(row.trained) for row in rows],
-        }
-        tensors, filled = {}, {}
-        for name, arrays in columns.items():
-            filled[name] = [len(array) for array in arrays]
-            padded = np.zeros((len(arrays), max(filled[name])), np.int64)
-            for place, array in zip(padded, arrays, strict=True):
-                place[: len(array)] = array
-            tensors[name] = torch.from_numpy(padded).to(device, non_blocking=True)
+        tensors, filled = padded_rows([self.examples[sample.index].tokens for sample in samples], device)
         return Batch(tensors, [], [sample.key for sample in samples], filled=filled)
+
+
+def padded_rows(
+    rows: Sequence[TokenisedExample], device: torch.device, prefix: str = ""
+) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """Tensors "tokens" [B,L] and "targets" [B,M], each name after the prefix, and how far their rows are filled."""
+    import numpy as np
+    import torch
+
+    columns: Mapping[str, list[np.ndarray]] = {
+        "tokens": [row.tokens for row in rows],
+        "targets": [np.flatnonzero(row.trained) for row in rows],
+    }
+    tensors, filled = {}, {}
+    for column, arrays in columns.items():
+        name = prefix + column
+        filled[name] = [len(array) for array in arrays]
+        padded = np.zeros((len(arrays), max(filled[name])), np.int64)
+        for place, array in zip(padded, arrays, strict=True):
+            place[: len(array)] = array
+        tensors[name] = torch.from_numpy(padded).to(device, non_blocking=True)
+    return tensors, filled
 
 
 def dialogue_batches(rows: DialogueSet, tokens: TokenisedSet, *, packed: bool) -> DialogueBatches:

@@ -38,6 +38,8 @@ class Dialogue:
         text: plain text; empty for a dialogue.
         digest: sha256 of the content, not of its place, hexadecimal.
         repeats: uses per epoch.
+        rejected: of a pair of answers, the messages with the one that is not preferred; they differ from `messages` in the
+            last one. Empty otherwise.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Dialogue:
     text: str
     digest: str
     repeats: int = 1
+    rejected: tuple[Message, ...] = ()
 
     @property
     def file(self) -> str:
@@ -57,7 +60,9 @@ class Dialogue:
         return [message.content for message in self.messages if message.role == "assistant"]
 
 
-def content_digest(messages: Iterable[Message], text: str) -> str:
+def content_digest(messages: Iterable[Message], text: str, rejected: Iterable[Message] = ()) -> str:
     """sha256 over all that decides how a row trains, hexadecimal."""
-    rows = [(message.role, message.content, message.trained) for message in messages]
-    return hashlib.sha256(json.dumps([rows, text]).encode()).hexdigest()
+    rows, others = (
+        [(message.role, message.content, message.trained) for message in turns] for turns in (messages, rejected)
+    )
+    return hashlib.sha256(json.dumps([rows, text, *([others] if others else [])]).encode()).hexdigest()

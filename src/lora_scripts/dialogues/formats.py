@@ -13,7 +13,7 @@ from typing import Any
 from lora_scripts.dialogues.conversation import Message, Role
 from lora_scripts.dialogues.text_lines import mended
 
-__all__ = ["RowContent", "RowError", "parse_row"]
+__all__ = ["RowContent", "RowError", "as_turns", "kind_of", "lower_keys", "parse_row", "with_system"]
 
 _ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -43,10 +43,15 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class RowContent:
-    """What a row holds: messages as written, or plain text."""
+    """What a row holds: messages as written, or plain text.
+
+    Attributes:
+        rejected: of a pair of answers, the messages with the one that is not preferred.
+    """
 
     messages: tuple[Message, ...] = ()
     text: str = ""
+    rejected: tuple[Message, ...] = ()
 
 
 def parse_row(row: object) -> RowContent:
@@ -56,13 +61,15 @@ def parse_row(row: object) -> RowContent:
         RowError: the shape is not known, or something in it is no text.
     """
     if not isinstance(row, dict):
-        raise RowError(f"is {_kind(row)} instead of an object with keys")
-    keys = _lower_keys(row)
+        raise RowError(f"is {kind_of(row)} instead of an object with keys")
+    keys = lower_keys(row)
     if "chosen" in keys and "rejected" in keys:
-        raise RowError("is a pair of a chosen and a rejected answer, which cannot be trained here; keep the chosen one")
+        raise RowError(
+            "is a pair of a chosen and a rejected answer: set objective: dpo or orpo, or keep the chosen one alone"
+        )
     for name in _TURN_LISTS:
         if isinstance(keys.get(name), list):
-            return RowContent(_with_system(keys, _turns(keys[name])))
+            return RowContent(with_system(keys, _turns(keys[name])))
     if (content := _question_and_answer(keys)) is not None:
         return content
     if isinstance(keys.get("text"), str):
@@ -85,27 +92,27 @@ def _question_and_answer(keys: Mapping[str, Any]) -> RowContent | None:
         if question_key is None:
             return None
         if isinstance(keys[question_key], list) or isinstance(answer, list):  # prompt and completion as turns
-            turns = [*_as_turns(keys[question_key], "user"), *_as_turns(answer, "assistant")]
-            return RowContent(_with_system(keys, turns))
+            turns = [*as_turns(keys[question_key], "user"), *as_turns(answer, "assistant")]
+            return RowContent(with_system(keys, turns))
         question = _text(keys[question_key], question_key)
         earlier = list(_history(keys.get("history")))
     turns = [*earlier, Message("user", question), Message("assistant", _text(answer, answer_key))]
-    return RowContent(_with_system(keys, turns))
+    return RowContent(with_system(keys, turns))
 
 
 def _turns(entries: Iterable[object]) -> list[Message]:
     return [_message(entry, number) for number, entry in enumerate(entries, start=1)]
 
 
-def _as_turns(value: object, role: Role) -> list[Message]:
+def as_turns(value: object, role: Role) -> list[Message]:
     return _turns(value) if isinstance(value, list) else [Message(role, _text(value, role))]
 
 
 def _message(entry: object, number: int) -> Message:
     """One turn of `messages` or `conversations`, with the keys of either."""
     if not isinstance(entry, dict):
-        raise RowError(f"turn {number} is {_kind(entry)} instead of an object with role and content")
-    keys = _lower_keys(entry)
+        raise RowError(f"turn {number} is {kind_of(entry)} instead of an object with role and content")
+    keys = lower_keys(entry)
     role_key, content_key = _first(keys, ("role", "from")), _first(keys, ("content", "value"))
     if role_key is None:
         raise RowError(f'turn {number} has no "role" (or "from")')
@@ -128,7 +135,7 @@ def _history(entries: object) -> Iterable[Message]:
     if entries in (None, "", []):
         return
     if not isinstance(entries, list):
-        raise RowError(f'"history" is {_kind(entries)} instead of a list of [question, answer]')
+        raise RowError(f'"history" is {kind_of(entries)} instead of a list of [question, answer]')
     for number, pair in enumerate(entries, start=1):
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowError(f'round {number} of "history" is not [question, answer]')
@@ -136,7 +143,7 @@ def _history(entries: object) -> Iterable[Message]:
         yield Message("assistant", _text(pair[1], f"history {number}"))
 
 
-def _with_system(keys: Mapping[str, Any], turns: list[Message]) -> tuple[Message, ...]:
+def with_system(keys: Mapping[str, Any], turns: list[Message]) -> tuple[Message, ...]:
     """The turns after the system text that stands beside them."""
     key = _first(keys, ("system", "system_prompt"))
     system = _text(keys[key], key) if key is not None else ""
@@ -153,7 +160,7 @@ def _text(value: object, where: str) -> str:
         return value
     if isinstance(value, list):
         return "".join(_part(part, where) for part in value)
-    raise RowError(f"{where} is {_kind(value)} instead of text")
+    raise RowError(f"{where} is {kind_of(value)} instead of text")
 
 
 def _part(part: object, where: str) -> str:
@@ -161,7 +168,7 @@ def _part(part: object, where: str) -> str:
         return part
     if isinstance(part, dict) and isinstance(part.get("text"), str):
         return str(part["text"])
-    kind = part.get("type", "something else") if isinstance(part, dict) else _kind(part)
+    kind = part.get("type", "something else") if isinstance(part, dict) else kind_of(part)
     raise RowError(f"{where} holds {kind!r}; only text can be trained on")
 
 
@@ -172,11 +179,11 @@ def _first(keys: Mapping[str, Any], names: Iterable[str]) -> str | None:
     return None
 
 
-def _lower_keys(entry: Mapping[Any, Any]) -> dict[str, Any]:
+def lower_keys(entry: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(key).strip().lower(): value for key, value in entry.items()}
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """What a JSON value is, for people."""
     kinds = {
         dict: "an object",

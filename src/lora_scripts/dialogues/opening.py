@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_scripts.data.dataset import LeftOut
@@ -22,12 +22,20 @@ __all__ = ["MOST_BAD", "open_dialogues"]
 MOST_BAD = 0.1
 """Share of rows that may be unreadable; beyond it the file is another one than the user thinks."""
 
+Parse = Callable[[object], RowContent]
+"""From a row as JSON says it to its content; raises RowError."""
+
 _DEV = re.compile(r"(dev|eval|evaluation|valid|validation|val)([-_.].*)?", re.IGNORECASE)
 _TEST = re.compile(r"test([-_.].*)?", re.IGNORECASE)
 
 
 def open_dialogues(
-    path: Path, *, exclude: Sequence[str] = (), system_prompt: str | None = None, repeats: int = 1
+    path: Path,
+    *,
+    exclude: Sequence[str] = (),
+    system_prompt: str | None = None,
+    repeats: int = 1,
+    parse: Parse = parse_row,
 ) -> DialogueData:
     """The rows of a file, or of the files in a folder, in the order of their names and lines.
 
@@ -38,13 +46,18 @@ def open_dialogues(
         exclude: patterns for names of files (`old/*.jsonl`) or of rows (`train.jsonl:12`).
         system_prompt: put in front of dialogues that have no system text.
         repeats: uses of each row per epoch.
+        parse: what makes sense of a row; `pairs.parse_pair` for pairs of answers.
     Raises:
         DataError: nothing is there, more than a tenth of the rows cannot be read, or none is left.
     """
     train_files, dev_files, notes = _find_files(path, exclude)
     folder = path if path.is_dir() else path.parent
-    train = _read_files(train_files, folder, exclude, system_prompt, repeats)
-    dev = _read_files(dev_files, folder, exclude, system_prompt, 1) if dev_files else None
+
+    def rows_of(files: Sequence[Path], repeats: int) -> DialogueSet:
+        return _read_files(files, folder, exclude, repeats, lambda row: _understand(row, system_prompt, parse))
+
+    train = rows_of(train_files, repeats)
+    dev = rows_of(dev_files, 1) if dev_files else None
     if not train.examples:
         named = "\n".join(f"  {item.name}: {item.reason}" for item in train.left_out[:SHOWN])
         if not named:
@@ -100,7 +113,11 @@ def _other_tables(folder: Path) -> str:
 
 
 def _read_files(
-    files: Sequence[Path], folder: Path, exclude: Sequence[str], system_prompt: str | None, repeats: int
+    files: Sequence[Path],
+    folder: Path,
+    exclude: Sequence[str],
+    repeats: int,
+    understand: Callable[[SourceRow], tuple[RowContent, list[str]]],
 ) -> DialogueSet:
     examples: list[Dialogue] = []
     left_out: list[LeftOut] = []
@@ -113,14 +130,14 @@ def _read_files(
                 left_out.append(LeftOut(row.name, NAMED_IN_EXCLUDE))
                 continue
             try:
-                content, changed = _understand(row, system_prompt)
+                content, changed = understand(row)
             except NothingToLearnError as fault:
                 left_out.append(LeftOut(row.name, str(fault)))
             except RowError as fault:
                 bad.append(LeftOut(row.name, str(fault)))
             else:
-                digest = content_digest(content.messages, content.text)
-                examples.append(Dialogue(row.name, content.messages, content.text, digest, repeats))
+                digest = content_digest(content.messages, content.text, content.rejected)
+                examples.append(Dialogue(row.name, content.messages, content.text, digest, repeats, content.rejected))
                 for change in changed:
                     changes[change].append(row.name)
     _require_few_bad(bad, len(examples) + len(left_out) + len(bad), folder)
@@ -138,22 +155,27 @@ def _read_files(
 HALF_CHARACTERS = "half characters (lone surrogates) were replaced"
 
 
-def _understand(row: SourceRow, system_prompt: str | None) -> tuple[RowContent, list[str]]:
+def _understand(row: SourceRow, system_prompt: str | None, parse: Parse) -> tuple[RowContent, list[str]]:
     """The row's content as it trains, and what was changed about it."""
     if row.fault:
         raise RowError(row.fault)
-    content = parse_row(row.value)
-    changes: list[str] = []
+    content = parse(row.value)
     if content.messages:
-        messages, changes = put_in_order(content.messages, system_prompt)
-        whole = tuple(Message(each.role, mended(each.content), each.trained) for each in messages)
-        if whole != messages:
-            changes.append(HALF_CHARACTERS)
-        return RowContent(whole), changes
+        messages, changes = _ordered(content.messages, system_prompt)
+        if not content.rejected:
+            return RowContent(messages), changes
+        rejected, more = _ordered(content.rejected, system_prompt)
+        return RowContent(messages, rejected=rejected), list(dict.fromkeys([*changes, *more]))
     if not content.text.strip():
         raise NothingToLearnError(f"its text {IS_EMPTY}")
     text = mended(content.text)
     return RowContent(text=text), [HALF_CHARACTERS] if text != content.text else []
+
+
+def _ordered(messages: Sequence[Message], system_prompt: str | None) -> tuple[tuple[Message, ...], list[str]]:
+    messages, changes = put_in_order(messages, system_prompt)
+    whole = tuple(Message(each.role, mended(each.content), each.trained) for each in messages)
+    return whole, changes if whole == messages else [*changes, HALF_CHARACTERS]
 
 
 def _require_few_bad(bad: Sequence[LeftOut], num_rows: int, folder: Path) -> None:

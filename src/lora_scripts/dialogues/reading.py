@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.data.cache import EncodingCache, cache_folder
+from lora_scripts.dialogues.batches import DialogueBatches, dialogue_batches
+from lora_scripts.dialogues.formats import parse_row
 from lora_scripts.dialogues.opening import open_dialogues
+from lora_scripts.dialogues.pair_batches import pair_batches
+from lora_scripts.dialogues.pairs import parse_pair, rejected_rows
 from lora_scripts.dialogues.template import ChatTemplate
 from lora_scripts.dialogues.tokenise import tokenise
 from lora_scripts.errors import DataError
@@ -29,14 +33,33 @@ class ReadDialogues:
     """Rows and what they became.
 
     Attributes:
-        train: of `data.train`.
+        train: of `data.train`; of pairs the preferred answers.
         dev: of `data.dev`, where there is such a file.
+        rejected, rejected_dev: of pairs the other answers.
     """
 
     data: DialogueData
     template: ChatTemplate
     train: TokenisedSet
     dev: TokenisedSet | None
+    rejected: TokenisedSet | None = None
+    rejected_dev: TokenisedSet | None = None
+
+    def train_batches(self, packed: bool) -> DialogueBatches:
+        """What trains, in memory."""
+        return _batches(self.data.train, self.train, self.rejected, packed)
+
+    def dev_batches(self, packed: bool) -> DialogueBatches | None:
+        """What the run is measured on, where there is a file for that with a row of use."""
+        if self.data.dev is None or self.dev is None or not self.dev.examples:
+            return None
+        return _batches(self.data.dev, self.dev, self.rejected_dev, packed)
+
+
+def _batches(rows: DialogueSet, tokens: TokenisedSet, rejected: TokenisedSet | None, packed: bool) -> DialogueBatches:
+    if rejected is None:
+        return dialogue_batches(rows, tokens, packed=packed)
+    return pair_batches(rows, tokens, rejected, packed=packed)
 
 
 def require_dialogues(config: RunConfig) -> None:
@@ -68,8 +91,13 @@ def read_dialogues(
         ModelError: the tokenizer's chat template cannot be used.
     """
     require_dialogues(config)
+    pairs = config.objective != "sft"
     data = open_dialogues(
-        config.train_data_dir, exclude=config.exclude, system_prompt=config.system_prompt, repeats=config.repeats
+        config.train_data_dir,
+        exclude=config.exclude,
+        system_prompt=config.system_prompt,
+        repeats=config.repeats,
+        parse=parse_pair if pairs else parse_row,
     )
     template = ChatTemplate(tokenizer)
     cache = EncodingCache(cache_folder(config))
@@ -84,4 +112,10 @@ def read_dialogues(
             progress=progress,
         )
 
-    return ReadDialogues(data, template, tokens_of(data.train), tokens_of(data.dev) if data.dev is not None else None)
+    def others_of(rows: DialogueSet) -> TokenisedSet | None:
+        return tokens_of(rejected_rows(rows)) if pairs else None
+
+    train, rejected = tokens_of(data.train), others_of(data.train)
+    if data.dev is None:
+        return ReadDialogues(data, template, train, None, rejected)
+    return ReadDialogues(data, template, train, tokens_of(data.dev), rejected, others_of(data.dev))

@@ -18,7 +18,7 @@ IS_EMPTY = "is empty"
 
 
 class NothingToLearnError(RowError):
-    """The row is well written but has no answer."""
+    """The row is well written but has no answer, or no choice between two."""
 
 
 def put_in_order(messages: Sequence[Message], system_prompt: str | None) -> tuple[tuple[Message, ...], list[str]]:

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.adapters.targets import language_model_targets
+from lora_scripts.dialogues.pair_batches import joined
 from lora_scripts.export.names import LANGUAGE_MODEL
 from lora_scripts.families.protocol import Batch, Loss
 from lora_scripts.models.language_model import DEFAULT_MOST_TOKENS, load_language_model, load_tokenizer
 from lora_scripts.models.quantised import load_quantised
 from lora_scripts.models.segment_attention import segments_at_work
 from lora_scripts.objectives.next_token import Head, next_token_losses
+from lora_scripts.objectives.preference import Preference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,11 +48,21 @@ class CausalLanguageModel:
     task: ClassVar[str] = "text-generation"
     num_levels: ClassVar[int] = 1
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, packing: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        packing: bool = True,
+        preference: Preference | None = None,
+        fingerprint: str = "",
+    ) -> None:
         """Args:
         packing: put the texts of a batch one behind the other, where the model allows it.
+        preference: what is learnt of pairs of answers; None for single ones.
+        fingerprint: changes whenever the same tokens would get other probabilities.
         """
         self.model, self.tokenizer = model, tokenizer
+        self.fingerprint, self._preference = fingerprint, preference
         self.notes = list(language_model_targets(model).notes)
         """Lines for people on how the model is run."""
         self._own_head = True
@@ -64,7 +76,9 @@ class CausalLanguageModel:
             model = load_language_model(source.path, source.name, dtype).to(device)
         else:
             model = load_quantised(source.path, source.name, dtype, device, config.quantization)
-        return cls(model, tokenizer, config.packing)
+        preference = None if config.objective == "sft" else Preference(config.objective, config.preference_beta)
+        fingerprint = f"{source.fingerprint} {dtype} {config.quantization} {device.type}"
+        return cls(model, tokenizer, config.packing, preference, fingerprint)
 
     @property
     def components(self) -> Mapping[str, nn.Module]:
@@ -93,19 +107,36 @@ class CausalLanguageModel:
                 layer.training = on  # transformers asks for it; the modules below it stay in evaluation mode
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Minus the log probability of the trained tokens, summed; `per_example` is each text's mean.
+        """Minus the log probability of the trained tokens, summed; `per_example` is each text's mean. Of pairs, their losses.
 
         Args:
             batch: tensors "tokens" [B,L] and "targets" [B,M], the places of the trained tokens in their row; `filled` says
-                how far each row of both is filled.
+                how far each row of both is filled. Pairs have more, see `dialogues.pair_batches`.
         """
-        places, targets, counts = self._trained(batch)
-        if (head := self._head()) is not None:
-            losses = next_token_losses(self._hidden(batch)[places], head, targets)
-        else:
-            losses = torch.nn.functional.cross_entropy(self._model_scores(batch)[places], targets, reduction="none")
+        if self._preference is not None:
+            return self._preference_loss(batch, self._preference)
+        losses, counts = self._token_losses(batch)
         means = torch.stack([part.mean() for part in torch.split(losses.detach(), counts)])
         return Loss(losses.sum(), len(losses), means)
+
+    def pair_log_probs(self, batch: Batch) -> Tensor:
+        """[2,B] log probability of each pair's preferred answer, and of its other one."""
+        losses, counts = self._token_losses(joined(batch))
+        return -torch.stack([part.sum() for part in torch.split(losses, counts)]).view(2, -1)
+
+    def _preference_loss(self, batch: Batch, preference: Preference) -> Loss:
+        log_probs, reference = self.pair_log_probs(batch), batch.tensors.get("reference")
+        counts = torch.tensor([batch.filled["targets"], batch.filled["rejected_targets"]], device=log_probs.device)
+        losses = preference.losses(log_probs, counts, None if reference is None else reference.T)
+        return Loss(losses.sum(), len(losses), losses.detach())
+
+    def _token_losses(self, batch: Batch) -> tuple[Tensor, list[int]]:
+        """[N] minus the log probability of each trained token, and how many of them each text has."""
+        places, targets, counts = self._trained(batch)
+        if (head := self._head()) is not None:
+            return next_token_losses(self._hidden(batch)[places], head, targets), counts
+        scores = self._model_scores(batch)[places]
+        return torch.nn.functional.cross_entropy(scores, targets, reduction="none"), counts
 
     def predict(self, batch: Batch, draws: Draws) -> Tensor:
         """[N,V] float32: the scores of what comes next, at the trained tokens."""

@@ -196,8 +196,11 @@ class LanguageFamily(ModelFamily, Protocol):
         most_tokens: the longest text that the model was made for.
         packs: whether the texts of a batch go through it one behind the other, without padding.
         notes: lines for people on how the model is run.
+        fingerprint: changes whenever the same tokens would get other probabilities.
     """
 
+    @property
+    def fingerprint(self) -> str: ...
     @property
     def tokenizer(self) -> Any: ...
     @property
@@ -206,6 +209,10 @@ class LanguageFamily(ModelFamily, Protocol):
     def packs(self) -> bool: ...
     @property
     def notes(self) -> Sequence[str]: ...
+
+    def pair_log_probs(self, batch: Batch) -> Tensor:
+        """[2,B] log probability of each pair's preferred answer, and of its other one."""
+        ...
 
     def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
         """The model's answers, the same for the same request whatever else is in the list."""

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.config import RunConfig
+from lora_scripts.data.cache import EncodingCache, cache_folder
 from lora_scripts.data.split import measured_on, split
-from lora_scripts.dialogues.batches import DialogueBatches, dialogue_batches
+from lora_scripts.dialogues.batches import DialogueBatches
 from lora_scripts.dialogues.checks import check_dialogues
+from lora_scripts.dialogues.pair_batches import PairBatches
 from lora_scripts.dialogues.reading import longest_allowed, read_dialogues, require_dialogues
+from lora_scripts.dialogues.reference import with_reference
 from lora_scripts.errors import DataError
 from lora_scripts.finish_language import FinishLanguage
 from lora_scripts.preflight.before_run import tell_or_refuse
@@ -51,7 +54,7 @@ class TextGeneration:
         data = read.data
         for line in data.notes:
             events.note(line)
-        whole = dialogue_batches(data.train, read.train, packed=family.packs)
+        whole, dev = read.train_batches(family.packs), read.dev_batches(family.packs)
         for line in [*whole.dataset.notes, *whole.dataset.summary()]:
             events.note(line)
         check = check_dialogues(data, read.train, read.template)
@@ -61,19 +64,38 @@ class TextGeneration:
                 f"train_data_dir: {config.train_data_dir}: no row has anything to learn:\n"
                 + "\n".join(f"  {item.name}: {item.reason}" for item in whole.dataset.left_out[:20])
             )
+        if config.objective == "dpo":
+            whole = self._with_reference(whole, family, device, progress)
+            dev = dev and self._with_reference(dev, family, device, progress)
         self._data = whole
-        if data.dev is None or read.dev is None or not read.dev.examples:
+        if dev is None:
             return Prepared(whole.dataset, split(whole, config.validation_dialogues, config.words), check)
-        dev = dialogue_batches(data.dev, read.dev, packed=family.packs)
         return Prepared(whole.dataset, measured_on(whole, dev, config.validation_dialogues, config.words), check)
+
+    def _with_reference(
+        self, data: DialogueBatches, family: LanguageFamily, device: torch.device, progress: Progress
+    ) -> DialogueBatches:
+        """The pairs with what the model makes of them before training."""
+        assert isinstance(data, PairBatches)
+        config, cache = self._config, EncodingCache(cache_folder(self._config))
+        return with_reference(
+            data,
+            family,
+            family.fingerprint,
+            batch_size=config.micro_batch,
+            device=device,
+            cache=cache,
+            progress=progress,
+        )
 
     def facts(self) -> Sequence[tuple[str, str]]:
         examples = self._data.examples
-        tokens, trained = sum(e.cost for e in examples), sum(e.tokens.num_trained for e in examples)
+        tokens, trained = sum(e.cost for e in examples), sum(e.num_trained for e in examples)
         longest = max(e.cost for e in examples)
-        quantization = self._config.quantization
+        quantization, objective = self._config.quantization, self._config.objective
         return [
             ("dialogues", f"{len(examples):,}, {tokens:,} tokens, {trained:,} of them learnt, the longest {longest:,}"),
+            *([("objective", f"{objective}, beta {self._config.preference_beta:g}")] if objective != "sft" else []),
             *([("weights", f"held in {quantization}, head and embeddings not")] if quantization != "none" else []),
         ]
 

@@ -88,7 +88,7 @@ class ConsoleListener(Listener):
             self._print(f"{what}: {done} of {total}")
 
     def started(self, run: RunStart) -> None:
-        self._words = words_of(str(run.settings.get("task_type")))
+        self._words = words_of(str(run.settings.get("task_type")), str(run.settings.get("objective", "sft")))
         self._print_facts(run.facts)
         if self.live:
             bar = self._bar()

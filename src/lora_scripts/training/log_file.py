@@ -129,7 +129,7 @@ class LogFile(Listener):
             self._write(f"{what}: {done} of {total} done")
 
     def started(self, run: RunStart) -> None:
-        self._words = words_of(str(run.settings.get("task_type")))
+        self._words = words_of(str(run.settings.get("task_type")), str(run.settings.get("objective", "sft")))
         if run.first_step:
             self._write(f"resumed after step {run.first_step} of {run.max_steps}")
         else:

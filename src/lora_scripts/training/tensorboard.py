@@ -44,7 +44,7 @@ class TensorBoardListener(Listener):
 
     def started(self, run: RunStart) -> None:
         step = run.first_step
-        self._words = words_of(str(run.settings.get("task_type")))
+        self._words = words_of(str(run.settings.get("task_type")), str(run.settings.get("objective", "sft")))
         texts = [
             *_text("config", _yaml(run), step),
             *_text("run", _table(("what", "value"), run.facts), step),
