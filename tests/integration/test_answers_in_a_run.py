@@ -24,10 +24,14 @@ Settings = Callable[..., dict[str, Any]]
 Capsys = pytest.CaptureFixture[str]
 
 
+def base_model() -> Any:
+    return tiny_model("llama", max_position_embeddings=256, hidden_size=64)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    tiny_model("llama", max_position_embeddings=256).save_pretrained(folder)
+    base_model().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
@@ -79,7 +83,7 @@ def test_a_run_answers_held_out_questions_as_base_and_as_it_is(
     assert list(first.expected)[:2] == [line["output"] for line in lines]
     assert len(set(first.prompts)) == 4
 
-    model = tiny_model("llama", max_position_embeddings=256)
+    model = base_model()
     expected = [
         answer(model, tokenizer(), AnswerRequest((Message("user", prompt),), max_new_tokens=20))
         for prompt in first.prompts
@@ -134,7 +138,7 @@ def test_own_prompts_are_asked_with_the_system_prompt_and_one_too_long_is_named(
     told = read_record(tmp_path / "run" / "record.jsonl").answers[0]
     assert (list(told.prompts), list(told.expected)) == (["How much?"], [""])
     asked = (Message("system", "Be kind."), Message("user", "How much?"))
-    model = tiny_model("llama", max_position_embeddings=256)
+    model = base_model()
     assert told.base[0] == answer(model, tokenizer(), AnswerRequest(asked, max_new_tokens=20))
 
 
@@ -148,3 +152,26 @@ def test_stopped_run_asks_the_same_questions_when_it_goes_on(
     assert list(told) == [0, 10, 20]
     assert list(told[0].prompts) == list(told[20].prompts)
     assert list(told[0].base) == list(told[20].base)
+
+
+def test_finished_file_of_a_step_between_two_previews_is_asked_at_the_end(
+    settings: Settings, base: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    # What is measured is written in other words than what trains, so the loss of it soon rises.
+    dev = [
+        {"input": f"How much is {number}?", "output": f"Dear, you ask too much: {number}!"} for number in range(60, 76)
+    ]
+    train_file = tmp_path / "data" / "train.jsonl"
+    train_file.write_text("".join(train_file.read_text("utf-8").splitlines(keepends=True)[:12]), "utf-8")
+    (tmp_path / "data" / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dev), "utf-8")
+    values = settings(
+        keep="best", sample_every=60, max_steps=60, save_precision="fp32", lr_scheduler="constant", batch_size=12
+    )
+    assert train(values, tmp_path, capsys)[0] == 0
+    told = read_record(tmp_path / "run" / "record.jsonl").answers
+    between = [step for step in told if step not in (0, 60)]
+    assert len(between) == 1
+    assert f"with the LoRA of step {between[0]}" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    voices = open_voices(str(base), named_loras([str(tmp_path / "run" / "nice")]), "cpu")
+    request = AnswerRequest((Message("user", told[0].prompts[0]),), max_new_tokens=20)
+    assert voices.answer("nice", request) == told[between[0]].adapter[0]

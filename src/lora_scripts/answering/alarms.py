@@ -20,8 +20,8 @@ FEWEST_ROUNDS = 4
 SHARE_OF_ANSWERS = 0.5
 """Of the answers at one step; fewer may be chance."""
 
-_UNIT = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]{1,20}|\d+|[^\w\s]|_")
-"""A word, a number, a mark, or one character of a script that writes no blanks between words."""
+_UNIT = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]{1,20}(?![^\W\d_])|[^\W\d_]|\d+|[^\w\s]|_")
+"""A word, a number, a mark, or one character: of a script that writes no blanks between words, or of what is too long for a word."""
 
 
 def alarms(base: Sequence[Answer], answers: Sequence[Answer], max_new_tokens: int) -> list[str]:

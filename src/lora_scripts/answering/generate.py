@@ -158,10 +158,13 @@ def _own_draws(request: AnswerRequest, device: Any) -> Iterator[None]:
     if not request.temperature:
         yield
         return
-    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=_generator_type(device)):
-        torch.manual_seed(request.seed)
+    accelerator: Any = None if device.type == "cpu" else torch.get_device_module(device)
+    place = () if device.type in ("cpu", "mps") else (device,)
+    before, before_there = torch.get_rng_state(), accelerator.get_rng_state(*place) if accelerator else None
+    torch.manual_seed(request.seed)
+    try:
         yield
-
-
-def _generator_type(device: Any) -> str:
-    return "cuda" if device.type == "cpu" else str(device.type)
+    finally:
+        torch.set_rng_state(before)
+        if accelerator:
+            accelerator.set_rng_state(before_there, *place)

@@ -83,7 +83,8 @@ def measured_on(data: TrainingData, held_out: TrainingData, wanted: int | Litera
     most = MOST if wanted == "auto" else wanted
     if not most:
         return Split(data, None, (), f"validation_{words.examples} is 0, so there is no validation loss.")
-    chosen = _first_by_rank(held_out, most)
+    # One of what trains stands beside each: they are compared in pairs.
+    chosen = _first_by_rank(held_out, min(most, len(data.examples)))
     reference = _first_by_rank(data, len(chosen))
     return Split(
         data,

@@ -35,6 +35,7 @@ def test_ordinary_answers_do_not_repeat_themselves(text: str) -> None:
         CHINESE + "谢谢" * 10,
         "ha " * 20,
         "a" * 400,
+        "ess" + "s" * 37,
         "it is, it is, it is, it is, it is, it is, it",  # cut in the middle of a round
         "\n".join(["The same line, word for word."] * 5),
     ],

@@ -76,3 +76,9 @@ def test_file_for_measuring_leaves_all_rows_in_training(tmp_path: Path) -> None:
     assert (len(parts.train.examples), len(parts.held_out.examples), len(parts.reference)) == (50, 16, 16)
     assert measured_on(data, dev, 0, DIALOGUES).held_out is None
     assert len(measured_on(data, dev, 5, DIALOGUES).reference) == 5
+
+
+def test_no_more_is_measured_than_what_trains_to_compare_it_with(tmp_path: Path) -> None:
+    parts = measured_on(batches_of(tmp_path / "a", 3), batches_of(tmp_path / "b", 30), "auto", DIALOGUES)
+    assert parts.held_out is not None
+    assert (len(parts.held_out.examples), len(parts.reference)) == (3, 3)
