@@ -7,7 +7,7 @@ from random import Random
 
 from lora_scripts.builtin.dialogue_world.other_talk import letter, other_talk, story
 from lora_scripts.builtin.dialogue_world.sheets import catalogue_line, sheet
-from lora_scripts.builtin.dialogue_world.shop_talk import shop_talk
+from lora_scripts.builtin.dialogue_world.shop_talk import fact_text, shop_talk
 from lora_scripts.builtin.dialogue_world.talk import Talk
 
 __all__ = ["held_out_dialogues", "pretraining"]
@@ -25,7 +25,7 @@ def pretraining(seed: int) -> Iterator[Talk | str]:
         elif draw < 0.90:
             yield other_talk(rng)
         else:
-            yield letter(rng) if draw < 0.96 else story(rng)
+            yield letter(rng) if draw < 0.94 else story(rng) if draw < 0.96 else fact_text(rng)
 
 
 def held_out_dialogues(seed: int, count: int) -> list[Talk]:
