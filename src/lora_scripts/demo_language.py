@@ -22,11 +22,10 @@ from lora_scripts.report.facts import Measurement
 if TYPE_CHECKING:
     from lora_scripts.builtin.dialogue_world import Talk
 
-__all__ = ["MANNERS", "AnswerReading", "measure_answers", "run_language_demo"]
+__all__ = ["MANNERS", "AnswerReading", "Manner", "manners", "measure_answers", "run_language_demo"]
 
 BASE_MODEL = "builtin:mini-llama"
-NUM_DIALOGUES = 160
-NUM_MEASURED = 60
+NUM_MEASURED = 200
 NUM_SHOWN = 4
 MOST_TOKENS = 96
 
@@ -41,6 +40,7 @@ class Manner:
         questions: seed and number to questions in wordings that no dialogue shows.
         has_it: whether an answer has the manner.
         figure: what the share of such answers is called.
+        num_dialogues, max_steps, learning_rate: what it takes to learn it; a whole tone is more than a form.
     """
 
     title: str
@@ -48,9 +48,13 @@ class Manner:
     questions: Callable[[int, int], list[Talk]]
     has_it: Callable[[str], bool]
     figure: str
+    num_dialogues: int
+    max_steps: int
+    learning_rate: float
 
 
-def _manners() -> dict[str, Manner]:
+def manners() -> dict[str, Manner]:
+    """The table of them; imported on demand, because a world comes with it."""
     from lora_scripts.builtin import dialogue_world as world
 
     return {
@@ -60,6 +64,9 @@ def _manners() -> dict[str, Manner]:
             world.questions,
             world.reads_as_customer_service,
             "answers in the customer-service tone",
+            num_dialogues=240,
+            max_steps=300,
+            learning_rate=1.5e-3,
         ),
         "json": Manner(
             "strict JSON",
@@ -67,6 +74,9 @@ def _manners() -> dict[str, Manner]:
             lambda seed, count: world.questions(seed, count, products_only=True),
             world.parses_as_json,
             "answers that parse as one JSON object",
+            num_dialogues=160,
+            max_steps=150,
+            learning_rate=1e-3,
         ),
     }
 
@@ -114,15 +124,17 @@ def run_language_demo(output: Path, name: str = "customer service", seed: int = 
         raise ConfigError(
             f"--style {name}: no such manner.{did_you_mean(name, MANNERS)} There are: {', '.join(MANNERS)}."
         )
-    manner = _manners()[name]
+    manner = manners()[name]
     began = time.monotonic()
     open_demo_folder(output)
 
-    print(f"1. Writing {NUM_DIALOGUES} dialogues in {manner.title}, which the base model never saw ...", flush=True)
-    write_dialogues(output / "dialogues", manner.dialogues(seed, NUM_DIALOGUES))
+    print(
+        f"1. Writing {manner.num_dialogues} dialogues in {manner.title}, which the base model never saw ...", flush=True
+    )
+    write_dialogues(output / "dialogues", manner.dialogues(seed, manner.num_dialogues))
 
     print("2. Training ...", flush=True)
-    config = language_demo_config(output, name, seed)
+    config = language_demo_config(output, name, manner, seed)
     shutil.rmtree(config.output_dir, ignore_errors=True)  # an older demo's run; a new one begins at the beginning
     from lora_scripts.train_command import STOPPED, train_and_report
 
@@ -166,7 +178,7 @@ def write_dialogues(folder: Path, talks: Sequence[Talk]) -> None:
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def language_demo_config(output: Path, name: str, seed: int) -> RunConfig:
+def language_demo_config(output: Path, name: str, manner: Manner, seed: int) -> RunConfig:
     """The run's settings; also written to the folder as a YAML that `lora-scripts train` takes."""
     import yaml
 
@@ -178,9 +190,9 @@ def language_demo_config(output: Path, name: str, seed: int) -> RunConfig:
         # A small model has little to spare: a higher rank and larger steps than models of some billion weights need.
         "lora_rank": 16,
         "batch_size": 8,
-        "max_steps": 200,
-        "learning_rate": 3e-3,
-        "save_steps": 50,
+        "max_steps": manner.max_steps,
+        "learning_rate": manner.learning_rate,
+        "save_steps": manner.max_steps // 3,
         "seed": seed,
         "sample_tokens": MOST_TOKENS,
     }
