@@ -49,6 +49,13 @@ def test_every_shape_is_the_same_pair(row: dict[str, Any]) -> None:
     assert with_system.rejected == (SYSTEM, *ASKED, BAD)
 
 
+def test_rows_of_the_page_are_pairs() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "preference.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("{")]
+    assert len(rows) == 3
+    assert all(parse_pair(json.loads(row)).rejected for row in rows)
+
+
 def test_only_the_compared_answer_is_learnt() -> None:
     again = {"role": "user", "content": "And?"}
     pair = parse_pair({"chosen": [user, good, again, good], "rejected": [user, good, again, bad]})
