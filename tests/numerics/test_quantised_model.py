@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,11 +18,37 @@ from lora_scripts.errors import ConfigError, ModelError
 from lora_scripts.families.causal_lm import CausalLanguageModel
 from lora_scripts.families.protocol import Batch
 from lora_scripts.models import quantised
-from lora_scripts.models.quantised import stored_bytes
+from lora_scripts.models.quantised import num_weights, stored_bytes
 from lora_scripts.models.source import resolve_base_model
 from lora_scripts.training.draws import Draws
 
 CPU = torch.device("cpu")
+
+
+def test_no_kernel_is_fetched_from_the_hub(tmp_path: Path) -> None:
+    # On CPUs with AVX512-BF16 the import of bitsandbytes asks this package for one.
+    pytest.importorskip("bitsandbytes", reason="quantised models need bitsandbytes")
+    asked = tmp_path / "asked"
+    (tmp_path / "kernels.py").write_text(
+        f"import pathlib\ndef get_kernel(*_, **__):\n    pathlib.Path({str(asked)!r}).touch()\n    raise OSError\n",
+        "utf-8",
+    )
+    script = (
+        "import torch\nfrom lora_scripts.models.quantised import require_quantisation\n"
+        "require_quantisation('nf4', torch.device('cpu'), torch.float32)\n"
+        "import sys\nassert 'kernels' not in sys.modules\nimport kernels\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kernels" not in done.stderr
+    assert not asked.exists()
 
 
 @pytest.fixture
@@ -97,6 +125,7 @@ class TestWithBitsandbytes:
     def test_bytes_are_those_of_the_packed_weights_with_their_scales(self, tmp_path: Path) -> None:
         folder = save_tiny(tmp_path)
         full, nf4, int8 = (load(folder, quantization) for quantization in ("none", "nf4", "int8"))
+        assert num_weights(full.model) == num_weights(nf4.model) == num_weights(int8.model)
         layers = [layer for n, layer in full.model.named_modules() if isinstance(layer, nn.Linear) and n != "lm_head"]
         numbers = sum(layer.weight.numel() for layer in layers)
         rows = sum(layer.out_features for layer in layers)

@@ -26,7 +26,7 @@ PAIRS_PER_CHUNK = 200
 """As many as are kept in one file of the cache: a crash costs one chunk."""
 
 
-class Judge(Protocol):
+class PairScorer(Protocol):
     """The part of a language family that is asked."""
 
     def pair_log_probs(self, batch: Batch) -> Tensor:
@@ -36,7 +36,7 @@ class Judge(Protocol):
 
 def with_reference(
     data: PairBatches,
-    family: Judge,
+    family: PairScorer,
     fingerprint: str,
     *,
     batch_size: int,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lora_scripts.models.quantised import num_weights
+
 if TYPE_CHECKING:
     from lora_scripts.families.protocol import ModelFamily
 
@@ -29,4 +31,4 @@ def family_class(name: str) -> type[Any]:
 
 def num_parameters(family: ModelFamily) -> int:
     """All weights of the components that can be adapted."""
-    return sum(p.numel() for module in family.components.values() for p in module.parameters())
+    return sum(num_weights(module) for module in family.components.values())

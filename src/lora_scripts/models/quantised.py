@@ -6,6 +6,7 @@ Source: Dettmers et al. 2023, arXiv 2305.14314, section 3, for NF4 and double qu
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["Quantization", "load_quantised", "require_quantisation", "settle_layers", "stored_bytes"]
+__all__ = ["Quantization", "load_quantised", "num_weights", "require_quantisation", "settle_layers", "stored_bytes"]
 
 Quantization = Literal["nf4", "int8"]
 
@@ -101,6 +102,12 @@ def stored_bytes(module: nn.Module) -> int:
         if state is not None:
             tensors += [value for value in state.as_dict().values() if isinstance(value, torch.Tensor)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def num_weights(module: nn.Module) -> int:
+    """Numbers in all parameters; packed ones count as what they stand for."""
+    states = [(parameter, getattr(parameter, "quant_state", None)) for parameter in module.parameters()]
+    return sum(parameter.numel() if state is None else math.prod(state.shape) for parameter, state in states)
 
 
 def _int8(layer: Any) -> nn.Module:
