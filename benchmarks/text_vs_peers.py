@@ -29,7 +29,7 @@ from style_vs_diffusers import DOCS, ROOT, keep_setup, processor, update_docs  #
 from text_materials import SIZES, make_materials
 
 STAND_INS = ROOT / "benchmarks" / "stand_ins"
-RATE = 5e-4
+RATE = 1e-3
 ROWS = 240
 
 

@@ -6,6 +6,7 @@ The trainer's own defaults are used but for what JOB.json holds: `arguments` for
 sides (model, rows in their order, rank, first LoRA, number format).
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import hashlib
@@ -20,10 +21,11 @@ from gate import Gate
 JOB = json.loads(Path(sys.argv[1]).read_text("utf-8"))
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+GATE = Gate()  # before the libraries have printed anything
 if JOB["unsloth"]:
     import unsloth  # first, because it changes what the others are
 
-import torch  # noqa: E402
+import torch
 from datasets import load_dataset
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -32,7 +34,6 @@ from trl import SFTConfig, SFTTrainer
 
 
 def main() -> None:
-    gate = Gate()
     torch.set_num_threads(JOB["threads"])
     rows = load_dataset("json", data_files=JOB["rows"], split="train", cache_dir=JOB["cache"])
     arguments = SFTConfig(
@@ -55,7 +56,7 @@ def main() -> None:
         labels.update(json.dumps([int(each) for each in trained]).encode())
     names = ["torch", "transformers", "trl", "peft", *(["unsloth", "unsloth_zoo"] if JOB["unsloth"] else [])]
     weight = next(p for name, p in trainer.model.named_parameters() if "q_proj" in name and "lora" not in name)
-    gate.tell(
+    GATE.tell(
         versions={name: version(name) for name in names},
         tokens=tokens.hexdigest(),
         trained=labels.hexdigest(),
@@ -63,7 +64,7 @@ def main() -> None:
         checkpointing=bool(trainer.args.gradient_checkpointing),
         autocast=bool(trainer.args.bf16),
     )
-    trainer.add_callback(Gatekeeper(gate))
+    trainer.add_callback(Gatekeeper())
     trainer.train()
 
 
@@ -90,18 +91,15 @@ def unsloth_trainer(arguments: SFTConfig, rows: Any) -> SFTTrainer:
 class Gatekeeper(TrainerCallback):
     """Waits before the first step and after every one."""
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._gate.pause()
+        GATE.pause()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._gate.pause()
+        GATE.pause()
 
     def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
         if "loss" in logs:
-            self._gate.tell(losses=[float(logs["loss"])])
+            GATE.tell(losses=[float(logs["loss"])])
 
 
 if __name__ == "__main__":
