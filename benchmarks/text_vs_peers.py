@@ -92,6 +92,8 @@ def main() -> None:
                 out / size / f"curve-{peer}.json", lambda size=size, peer=peer: curve(size, peer, options)
             )
         for name, sides in contests(size, peers).items() if "speed" in options.only else []:
+            if options.contest and name not in options.contest:
+                continue
             results["contests"][f"{size} {name}"] = kept(
                 out / size / f"speed-{name}.json", lambda size=size, sides=sides: contest(size, sides, options)
             )
@@ -108,6 +110,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--unsloth-python", help="interpreter that has unsloth")
     parser.add_argument("--size", nargs="+", default=list(SIZES), choices=SIZES)
     parser.add_argument("--only", nargs="+", default=["curve", "speed"], choices=["curve", "speed"])
+    parser.add_argument("--contest", nargs="+", help="of the speed only these: ours, trl-fp32, unsloth-bf16, ...")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--curve-steps", type=int, default=50)
