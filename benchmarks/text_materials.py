@@ -95,9 +95,7 @@ def _model(size: Size, seed: int) -> Any:
     torch.manual_seed(seed)
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     spread = size.hidden_size**-0.5  # so that the frozen head can tell tokens apart, and the loss can fall
-    return LlamaForCausalLM(
-        LlamaConfig(**asdict(size), **ids, max_position_embeddings=2048, initializer_range=spread)
-    )
+    return LlamaForCausalLM(LlamaConfig(**asdict(size), **ids, max_position_embeddings=2048, initializer_range=spread))
 
 
 def _tokenizer(words: list[str]) -> Any:
