@@ -18,9 +18,9 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from text_materials import SIZES, make_materials
 STAND_INS = ROOT / "benchmarks" / "stand_ins"
 RATE = 1e-3
 ROWS = 240
+NAMES = {"ours": "ours", "trl": "TRL + PEFT", "unsloth": "unsloth"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,6 @@ class Side:
 
     @property
     def name(self) -> str:
-        names = {"ours": "ours", "trl": "TRL + PEFT", "unsloth": "unsloth"}
         how = [self.dtype]
         if self.who == "ours":
             how.append("packed" if self.packing else "padded")
@@ -59,7 +59,7 @@ class Side:
             how.append("its defaults")
         else:
             how.append("with checkpointing" if self.checkpointing else "without checkpointing")
-        return f"{names[self.who]}, {', '.join(how)}"
+        return f"{NAMES[self.who]}, {', '.join(how)}"
 
 
 @dataclass(frozen=True)
@@ -82,22 +82,19 @@ def main() -> None:
     options = parse_options()
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    keep_setup(out / "setup.json", describe(options))
+    setup = describe(options)
+    keep_setup(out / "setup.json", setup)
     results: dict[str, Any] = {"curves": {}, "contests": {}}
     peers = [who for who, python in (("trl", options.trl_python), ("unsloth", options.unsloth_python)) if python]
     for size in options.size:
         make_materials(out / size, size, rows=ROWS, rank=options.rank, seed=options.seed)
-        for peer in peers if "curve" in options.only else []:
-            results["curves"][f"{size} {peer}"] = kept(
-                out / size / f"curve-{peer}.json", lambda size=size, peer=peer: curve(size, peer, options)
-            )
-        for name, sides in contests(size, peers).items() if "speed" in options.only else []:
-            if options.contest and name not in options.contest:
-                continue
-            results["contests"][f"{size} {name}"] = kept(
-                out / size / f"speed-{name}.json", lambda size=size, sides=sides: contest(size, sides, options)
-            )
-    text = tables(results, options)
+        for peer in peers:
+            found = kept(out / size / f"curve-{peer}.json", partial(curve, size, peer, options), options.only_told)
+            results["curves"] |= {f"{size} {peer}": found} if found else {}
+        for name, sides in contests(peers).items():
+            found = kept(out / size / f"speed-{name}.json", partial(contest, size, sides, options), options.only_told)
+            results["contests"] |= {f"{size} {name}": found} if found else {}
+    text = tables(results, setup)
     (out / "results.md").write_text(text, "utf-8")
     print(f"\n{text}\n{out / 'results.md'}")
     if options.update_docs:
@@ -109,8 +106,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--trl-python", help="interpreter that has trl and peft")
     parser.add_argument("--unsloth-python", help="interpreter that has unsloth")
     parser.add_argument("--size", nargs="+", default=list(SIZES), choices=SIZES)
-    parser.add_argument("--only", nargs="+", default=["curve", "speed"], choices=["curve", "speed"])
-    parser.add_argument("--contest", nargs="+", help="of the speed only these: ours, trl-fp32, unsloth-bf16, ...")
+    parser.add_argument("--only-told", action="store_true", help="run nothing, tell what an earlier call has found")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--curve-steps", type=int, default=50)
@@ -137,7 +133,7 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def contests(size: str, peers: Sequence[str]) -> dict[str, list[Side]]:
+def contests(peers: Sequence[str]) -> dict[str, list[Side]]:
     """Who takes turns with whom; ours as it is by default is always the first."""
     found = {"ours": [Side("ours"), Side("ours", packing=False), Side("ours", dtype="bf16")]}
     for peer in peers:
@@ -146,10 +142,11 @@ def contests(size: str, peers: Sequence[str]) -> dict[str, list[Side]]:
     return found
 
 
-def kept(file: Path, make: Any) -> Any:
-    if not file.is_file():
+def kept(file: Path, make: Callable[[], Any], only_told: bool) -> Any:
+    """What the file holds, made first where it is missing; with `only_told` None then."""
+    if not file.is_file() and not only_told:
         file.write_text(json.dumps(make(), indent=1) + "\n", "utf-8")
-    return json.loads(file.read_text("utf-8"))
+    return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
 
 # What is trained ------------------------------------------------------------------------------------------------------
@@ -358,7 +355,8 @@ def peer_command(job: Job, options: argparse.Namespace) -> list[str]:
 def curve(size: str, peer: str, options: argparse.Namespace) -> dict[str, Any]:
     """The losses of both sides, step by step, padded and in float32."""
     losses, facts = {}, {}
-    for side in (Side("ours", packing=False), Side(peer)):
+    # Checkpointing changes no loss, only how long it takes.
+    for side in (Side("ours", packing=False), Side(peer, checkpointing=False)):
         print(f"{size}: curve, {side.name} ...", flush=True)
         runner = Runner(side, size, options.curve_steps + 1, options, packed_order=False, log_every=1)
         for _ in range(options.curve_steps + 1):  # one more, because a step's loss is told while the next one begins
@@ -407,42 +405,51 @@ def contest(size: str, sides: Sequence[Side], options: argparse.Namespace) -> li
 # Telling --------------------------------------------------------------------------------------------------------------
 
 
-def tables(results: Mapping[str, Any], options: argparse.Namespace) -> str:
-    lines: list[str] = []
+def tables(results: Mapping[str, Any], setup: Mapping[str, Any]) -> str:
+    """The figures as Markdown: the losses, the speed, and what they were taken with."""
+    lines = []
     if results["curves"]:
-        lines += [
-            "| model | beside | loss at step 1: ours | theirs | at the last step: ours | theirs | largest difference of a step |"
-        ]
+        lines += ["| model | beside | loss of step 1: ours | theirs | of the last step: ours | theirs | most apart |"]
         lines += ["|---|---|---|---|---|---|---|"]
     for name, found in results["curves"].items():
         size, peer = name.split()
         ours, theirs = found["losses"]["ours"], found["losses"][peer]
         apart = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
-        lines.append(
-            f"| {size} | {peer} | {ours[0]:.4f} | {theirs[0]:.4f} | {ours[-1]:.4f} | {theirs[-1]:.4f} | {100 * apart:.4f} % |"
-        )
+        cells = [f"{value:.5f}" for value in (ours[0], theirs[0], ours[-1], theirs[-1])]
+        lines.append(f"| {size} | {NAMES[peer]} | {' | '.join(cells)} | {100 * apart:.4f} % |")
     if results["contests"]:
         lines += [
             "",
-            "| model | side | trained tokens per CPU second | the first side's speed is so many times this | peak memory, MB |",
+            "| model | A | B | trained tokens per CPU second: A | B | A / B, paired by step | peak memory, MB: A | B |",
         ]
-        lines += ["|---|---|---|---|---|"]
-    versions: dict[str, str] = {}
+        lines += ["|---|---|---|---|---|---|---|---|"]
+    versions: dict[str, dict[str, str]] = {}
     for name, sides in results["contests"].items():
-        speeds = [[n / s for n, s in zip(each["trained"], each["cpu_s"], strict=True)] for each in sides]
-        for each, speed in zip(sides, speeds, strict=True):
-            ratios = [first / own for first, own in zip(speeds[0], speed, strict=True)]
-            ratio = (
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-                if speed is not speeds[0]
-                else "1"
-            )
-            total = sum(each["trained"]) / sum(each["cpu_s"])
-            lines.append(
-                f"| {name.split()[0]} | {each['side']['name']} | {total:.0f} | {ratio} | {each['peak_bytes'] / 1e6:.0f} |"
-            )
-            versions |= each["facts"].get("versions", {})
+        first, *others = sides
+        for other in others:
+            ratios = [a / b for a, b in zip(speeds(first), speeds(other), strict=True)]
+            cells = [name.split()[0], first["side"]["name"], other["side"]["name"]]
+            cells += [f"{sum(side['trained']) / sum(side['cpu_s']):.0f}" for side in (first, other)]
+            cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
+            cells += [f"{side['peak_bytes'] / 1e6:.0f}" for side in (first, other)]
+            lines.append(f"| {' | '.join(cells)} |")
+            versions |= {other["side"]["who"]: found} if (found := other["facts"].get("versions")) else {}
+    loads = [side["load"] for sides in results["contests"].values() for side in sides]
+    said = {"ours": setup["versions"], **versions}
+    lines += [
+        "",
+        f"{setup['rounds']} timed steps of each side after {setup['warm_up']}, batch {setup['batch_size']}, rank "
+        f"{setup['rank']}, rate {setup['rate']:g}, seed {setup['seed']}; curves over {setup['curve_steps']} steps. "
+        f"{setup['machine']}, threads per process: {setup['threads']}"
+        + (f", load of the machine {min(loads):.1f} to {max(loads):.1f}. " if loads else ". ")
+        + " ".join(f"{who}: {', '.join(f'{n} {v}' for n, v in names.items())}." for who, names in said.items()),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def speeds(side: Mapping[str, Any]) -> list[float]:
+    """Trained tokens per CPU second, step by step."""
+    return [tokens / seconds for tokens, seconds in zip(side["trained"], side["cpu_s"], strict=True)]
 
 
 if __name__ == "__main__":
