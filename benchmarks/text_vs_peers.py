@@ -89,10 +89,12 @@ def main() -> None:
     for size in options.size:
         make_materials(out / size, size, rows=ROWS, rank=options.rank, seed=options.seed)
         for peer in peers:
-            found = kept(out / size / f"curve-{peer}.json", partial(curve, size, peer, options), options.only_told)
+            make = partial(curve, size, peer, options)
+            found = kept(out / size / f"curve-{peer}.json", make, options.only_told or options.no_curve)
             results["curves"] |= {f"{size} {peer}": found} if found else {}
         for name, sides in contests(peers).items():
-            found = kept(out / size / f"speed-{name}.json", partial(contest, size, sides, options), options.only_told)
+            make, left_out = partial(contest, size, sides, options), options.contest and name not in options.contest
+            found = kept(out / size / f"speed-{name}.json", make, bool(options.only_told or left_out))
             results["contests"] |= {f"{size} {name}": found} if found else {}
     text = tables(results, setup)
     (out / "results.md").write_text(text, "utf-8")
@@ -106,6 +108,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--trl-python", help="interpreter that has trl and peft")
     parser.add_argument("--unsloth-python", help="interpreter that has unsloth")
     parser.add_argument("--size", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--contest", nargs="+", help="of the speed only these: ours, trl-fp32, trl-alike, ...")
+    parser.add_argument("--no-curve", action="store_true", help="leave the losses out")
     parser.add_argument("--only-told", action="store_true", help="run nothing, tell what an earlier call has found")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rank", type=int, default=8)
@@ -124,7 +128,7 @@ def parse_options() -> argparse.Namespace:
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that shapes the figures."""
-    shaping = ("batch_size", "rank", "curve_steps", "rounds", "warm_up", "seed", "threads")
+    shaping = ("batch_size", "rank", "curve_steps", "warm_up", "seed", "threads")
     return {
         **{name: getattr(options, name) for name in shaping},
         "rate": RATE,
@@ -134,9 +138,11 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def contests(peers: Sequence[str]) -> dict[str, list[Side]]:
-    """Who takes turns with whom; ours as it is by default is always the first."""
+    """Who takes turns with whom; the order of the dialogues is that of the first."""
     found = {"ours": [Side("ours"), Side("ours", packing=False), Side("ours", dtype="bf16")]}
     for peer in peers:
+        # The order of a padded run of ours puts dialogues of like length together, so that nobody pads much.
+        found[f"{peer}-alike"] = [Side("ours", packing=False), Side(peer, checkpointing=False)]
         found[f"{peer}-fp32"] = [Side("ours"), Side(peer), Side(peer, checkpointing=False)]
         found[f"{peer}-bf16"] = [Side("ours", dtype="bf16"), Side(peer, dtype="bf16", checkpointing=False)]
     return found
@@ -420,9 +426,9 @@ def tables(results: Mapping[str, Any], setup: Mapping[str, Any]) -> str:
     if results["contests"]:
         lines += [
             "",
-            "| model | A | B | trained tokens per CPU second: A | B | A / B, paired by step | peak memory, MB: A | B |",
+            "| model | A | B | trained tokens per CPU second: A | B | A / B, paired by step | steps | peak memory, MB: A | B |",
         ]
-        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
     versions: dict[str, dict[str, str]] = {}
     for name, sides in results["contests"].items():
         first, *others = sides
@@ -430,7 +436,7 @@ def tables(results: Mapping[str, Any], setup: Mapping[str, Any]) -> str:
             ratios = [a / b for a, b in zip(speeds(first), speeds(other), strict=True)]
             cells = [name.split()[0], first["side"]["name"], other["side"]["name"]]
             cells += [f"{sum(side['trained']) / sum(side['cpu_s']):.0f}" for side in (first, other)]
-            cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
+            cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", str(len(ratios))]
             cells += [f"{side['peak_bytes'] / 1e6:.0f}" for side in (first, other)]
             lines.append(f"| {' | '.join(cells)} |")
             versions |= {other["side"]["who"]: found} if (found := other["facts"].get("versions")) else {}
@@ -438,7 +444,7 @@ def tables(results: Mapping[str, Any], setup: Mapping[str, Any]) -> str:
     said = {"ours": setup["versions"], **versions}
     lines += [
         "",
-        f"{setup['rounds']} timed steps of each side after {setup['warm_up']}, batch {setup['batch_size']}, rank "
+        f"{setup['warm_up']} steps of each side before the timed ones, batch {setup['batch_size']}, rank "
         f"{setup['rank']}, rate {setup['rate']:g}, seed {setup['seed']}; curves over {setup['curve_steps']} steps. "
         f"{setup['machine']}, threads per process: {setup['threads']}"
         + (f", load of the machine {min(loads):.1f} to {max(loads):.1f}. " if loads else ". ")
