@@ -125,6 +125,31 @@ def test_gradient_of_a_batch_is_that_of_its_texts_alone(kind: str, checkpointing
     assert not any(module.training for module in model.modules() if isinstance(module, nn.Dropout))
 
 
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral, sliding window", "gemma"])
+def test_last_layer_is_finished_for_trained_tokens_alone(kind: str, packing: bool) -> None:
+    model = model_of(*KINDS[kind])
+    family = CausalLanguageModel(model, tokenizer(), packing)
+    seen: list[int] = []
+    for layer in model.base_model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel() // SIZES["hidden_size"]))
+    family.loss(batch_of(*texts_and_targets()), DRAWS)
+    assert seen == [22 if packing else 36, 9]
+
+
+def test_layer_that_adds_its_halves_in_its_own_way_is_found_out() -> None:
+    model = model_of("Granite", {"residual_multiplier": 0.3})
+    assert not CausalLanguageModel(model, tokenizer())._finishes_for_some
+    assert CausalLanguageModel(model_of("Granite", {}), tokenizer())._finishes_for_some
+
+
+def test_model_called_by_others_gives_all_hidden_states() -> None:
+    model, other = model_of(*KINDS["llama"]), model_of(*KINDS["llama"])
+    CausalLanguageModel(model, tokenizer())
+    text = texts_and_targets()[0][0][None]
+    assert torch.equal(model(input_ids=text).logits, other(input_ids=text).logits)
+
+
 def test_no_text_of_a_packed_batch_sees_another() -> None:
     family = CausalLanguageModel(model_of("Llama", {}), tokenizer())
     texts, targets = texts_and_targets()

@@ -21,6 +21,7 @@ from lora_scripts.dialogues.pair_batches import joined
 from lora_scripts.export.names import LANGUAGE_MODEL
 from lora_scripts.families.protocol import Batch, Loss
 from lora_scripts.models.language_model import DEFAULT_MOST_TOKENS, load_language_model, load_tokenizer
+from lora_scripts.models.last_layer import KEPT, can_finish_for_some
 from lora_scripts.models.quantised import load_quantised
 from lora_scripts.models.segment_attention import segments_at_work
 from lora_scripts.objectives.next_token import Head, next_token_losses
@@ -66,6 +67,7 @@ class CausalLanguageModel:
         self.notes = list(language_model_targets(model).notes)
         """Lines for people on how the model is run."""
         self._own_head = True
+        self._finishes_for_some = can_finish_for_some(model)
         self.packs = packing
         self._try_out()
 
@@ -134,7 +136,7 @@ class CausalLanguageModel:
         """[N] minus the log probability of each trained token, and how many of them each text has."""
         places, targets, counts = self._trained(batch)
         if (head := self._head()) is not None:
-            return next_token_losses(self._hidden(batch)[places], head, targets), counts
+            return next_token_losses(self._hidden(batch, places), head, targets), counts
         scores = self._model_scores(batch)[places]
         return torch.nn.functional.cross_entropy(scores, targets, reduction="none"), counts
 
@@ -142,7 +144,7 @@ class CausalLanguageModel:
         """[N,V] float32: the scores of what comes next, at the trained tokens."""
         places, _, _ = self._trained(batch)
         if (head := self._head()) is not None:
-            return head.scores(self._hidden(batch)[places])
+            return head.scores(self._hidden(batch, places))
         return self._model_scores(batch)[places]
 
     def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
@@ -159,7 +161,7 @@ class CausalLanguageModel:
         return Head.of(layer, self.model.config) if self._own_head and type(layer) is nn.Linear else None
 
     def _trained(self, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
-        """[N] rows of `_hidden` that the trained tokens are predicted from, [N] these tokens, and how many each text has."""
+        """[N] places (see `_hidden`) that the trained tokens are predicted from, [N] these tokens, and how many each text has."""
         tokens, targets = batch.tensors["tokens"], batch.tensors["targets"]
         counts = list(batch.filled["targets"])
         begin, places, wanted = 0, [], []
@@ -184,19 +186,20 @@ class CausalLanguageModel:
             "use_cache": False,
         }
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        """[T,D] last hidden states of all texts, one behind the other (without packing [B*L,D])."""
-        hidden: Tensor = self._run(self.model.base_model, batch).last_hidden_state
-        return hidden.reshape(-1, hidden.shape[-1])
+    def _hidden(self, batch: Batch, places: Tensor) -> Tensor:
+        """[N,D] last hidden states at places of the texts, counted one text behind the other (without packing over [B*L])."""
+        kept = {KEPT: places} if self._finishes_for_some else {}
+        hidden: Tensor = self._run(self.model.base_model, batch, **kept).last_hidden_state
+        return hidden[0] if kept else hidden.flatten(0, 1)[places]
 
     def _model_scores(self, batch: Batch) -> Tensor:
         """[T,V] float32 from the model's own head."""
         scores: Tensor = self._run(self.model, batch).logits
         return scores.reshape(-1, scores.shape[-1]).float()
 
-    def _run(self, module: nn.Module, batch: Batch) -> Any:
+    def _run(self, module: nn.Module, batch: Batch, **more: Tensor) -> Any:
         with self._attention():
-            return module(**self._inputs(batch))
+            return module(**self._inputs(batch), **more)
 
     def _attention(self) -> AbstractContextManager[None]:
         return segments_at_work(self.model) if self.packs else nullcontext()
@@ -209,6 +212,8 @@ class CausalLanguageModel:
         texts = _trial_texts(self.model.get_input_embeddings().num_embeddings, self.model.device)
         own = torch.cat([self.model(input_ids=text[None], use_cache=False).logits[0].float() for text in texts])
         batch = _trial_batch(texts)
+        if self._finishes_for_some and not self._agrees(batch, own):
+            self._finishes_for_some = False
         if not self._agrees(batch, own):
             packs, self.packs = self.packs, False
             if self._own_head and not self._agrees(batch, own):
