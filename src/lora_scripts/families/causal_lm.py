@@ -20,7 +20,13 @@ from lora_scripts.adapters.targets import language_model_targets
 from lora_scripts.dialogues.pair_batches import joined
 from lora_scripts.export.names import LANGUAGE_MODEL
 from lora_scripts.families.protocol import Batch, Loss
-from lora_scripts.models.language_model import DEFAULT_MOST_TOKENS, load_language_model, load_tokenizer
+from lora_scripts.models.language_model import (
+    DEFAULT_MOST_TOKENS,
+    load_language_model,
+    load_tokenizer,
+    outline_language_model,
+)
+from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.quantised import load_quantised
 from lora_scripts.models.segment_attention import segments_at_work
 from lora_scripts.objectives.next_token import Head, next_token_losses
@@ -55,11 +61,14 @@ class CausalLanguageModel:
         packing: bool = True,
         preference: Preference | None = None,
         fingerprint: str = "",
+        *,
+        tried: bool = True,
     ) -> None:
         """Args:
         packing: put the texts of a batch one behind the other, where the model allows it.
         preference: what is learnt of pairs of answers; None for single ones.
         fingerprint: changes whenever the same tokens would get other probabilities.
+        tried: find out what the model allows; without weights it is taken for granted.
         """
         self.model, self.tokenizer = model, tokenizer
         self.fingerprint, self._preference = fingerprint, preference
@@ -67,7 +76,8 @@ class CausalLanguageModel:
         """Lines for people on how the model is run."""
         self._own_head = True
         self.packs = packing
-        self._try_out()
+        if tried:
+            self._try_out()
 
     @classmethod
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
@@ -76,9 +86,15 @@ class CausalLanguageModel:
             model = load_language_model(source.path, source.name, dtype).to(device)
         else:
             model = load_quantised(source.path, source.name, dtype, device, config.quantization)
-        preference = None if config.objective == "sft" else Preference(config.objective, config.preference_beta)
         fingerprint = f"{source.fingerprint} {dtype} {config.quantization} {device.type}"
-        return cls(model, tokenizer, config.packing, preference, fingerprint)
+        return cls(model, tokenizer, config.packing, _preference(config), fingerprint)
+
+    @classmethod
+    def outline(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
+        tokenizer = load_tokenizer(source.path, source.name)
+        model = outline_language_model(source.path, source.name, dtype).eval()
+        fill_with_nothing(model, device)
+        return cls(model, tokenizer, config.packing, _preference(config), tried=False)
 
     @property
     def components(self) -> Mapping[str, nn.Module]:
@@ -233,6 +249,10 @@ class CausalLanguageModel:
             first += length
         reference = torch.cat(wanted)
         return bool((scores - reference).abs().max() <= TOLERANCES[self.model.dtype] * reference.abs().max())
+
+
+def _preference(config: RunConfig) -> Preference | None:
+    return None if config.objective == "sft" else Preference(config.objective, config.preference_beta)
 
 
 def _trial_texts(num_tokens: int, device: torch.device) -> list[Tensor]:

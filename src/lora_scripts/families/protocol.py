@@ -137,6 +137,11 @@ class ModelFamily(Protocol):
         """The frozen model, in evaluation mode, no parameter asking for a gradient."""
         ...
 
+    @classmethod
+    def outline(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
+        """The same without reading any weight, made within a `FakeTensorMode`: all shapes and no content, for predictions."""
+        ...
+
     def set_checkpointing(self, on: bool) -> None:
         """Whether the backward pass computes activations again rather than keeping them; off after `load`."""
         ...

@@ -48,17 +48,21 @@ class MemoryNeeds:
         weights: of what is used in a step, frozen and trainable, on the training device.
         optimizer: the optimizer's state.
         of_pass: what a pass takes; asked only for the plans that are looked at, because an answer takes seconds.
+        gradients: of the trainable weights; they wait for the next pass where a step is cut into several.
         factor: what a pass really takes, as a multiple of `of_pass`.
     """
 
     weights: int
     optimizer: int
     of_pass: PassBytes
+    gradients: int = 0
     factor: float = SCRATCH
 
-    def total(self, micro_batch: int, checkpointing: bool) -> int:
-        """Bytes at the peak of a step."""
-        return self.weights + self.optimizer + round(self.of_pass(micro_batch, checkpointing) * self.factor)
+    def total(self, micro_batch: int, checkpointing: bool, accumulation: int = 1) -> int:
+        """Bytes at the peak of a step of so many passes."""
+        waiting = self.gradients if accumulation > 1 else 0
+        of_pass = round(self.of_pass(micro_batch, checkpointing) * self.factor)
+        return self.weights + self.optimizer + waiting + of_pass
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ def choose_plan(
     seen = []
     for way in ways:
         for size in sizes:
-            plan = MemoryPlan(size, effective_batch // size, way, needs.total(size, way), budget_bytes)
+            passes = effective_batch // size
+            plan = MemoryPlan(size, passes, way, needs.total(size, way, passes), budget_bytes)
             if plan.fits:
                 return plan
             seen.append(plan)
