@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lora_scripts.families.protocol import ModelFamily
     from lora_scripts.training.chosen import Chosen
 
-__all__ = ["FittedRun", "fit_memory"]
+__all__ = ["FittedRun", "fit_memory", "written_cut"]
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,12 @@ def _fit(
     device: torch.device,
     began: Chosen | None,
 ) -> FittedRun:
-    micro_batch = None if config.batch_size == "auto" else config.batch_size
-    checkpointing = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
-    if began is not None and began.step_size == config.step_size:
-        micro_batch = began.batch_size if micro_batch is None else micro_batch
-        checkpointing = began.gradient_checkpointing if checkpointing is None else checkpointing
+    micro_batch, checkpointing = written_cut(config, device, began)
+    if micro_batch is not None and checkpointing is not None:
+        goes_on = began is not None and began.step_size == config.step_size
         fitted = _written_out(config, micro_batch, checkpointing)
         chosen = config.batch_size == "auto" or (checkpointing and config.gradient_checkpointing == "auto")
-        return FittedRun(fitted, f"as this run began; {_split(fitted)}" if chosen else "")
-    # Without a limit a CPU's memory is seldom short, and the prediction would take longer than a step of a small model.
-    if micro_batch is not None and checkpointing is None and device.type == "cpu" and config.memory_limit_gb is None:
-        checkpointing = False
-    if micro_batch is not None and checkpointing is not None:
-        return FittedRun(_written_out(config, micro_batch, checkpointing))
+        return FittedRun(fitted, f"as this run began; {_split(fitted)}" if goes_on and chosen else "")
 
     passes = Passes(config, family, adapter, data, device)
     needs = passes.needs
@@ -102,6 +95,21 @@ def _fit(
         fitted = _written_out(config, micro_batch or config.step_size, bool(checkpointing))
         return FittedRun(fitted, f"cannot be predicted for this model ({error}); {_split(fitted)}")
     return FittedRun(_written_out(config, plan.micro_batch, plan.checkpointing), str(plan), plan.fits)
+
+
+def written_cut(
+    config: RunConfig, device: torch.device, began: Chosen | None = None
+) -> tuple[int | None, bool | None]:
+    """The micro-batch and whether to checkpoint, where config or `began` say so; None for what is to be chosen."""
+    micro_batch = None if config.batch_size == "auto" else config.batch_size
+    checkpointing = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
+    if began is not None and began.step_size == config.step_size:
+        micro_batch = began.batch_size if micro_batch is None else micro_batch
+        checkpointing = began.gradient_checkpointing if checkpointing is None else checkpointing
+    # Without a limit a CPU's memory is seldom short, and the prediction would take longer than a step of a small model.
+    elif micro_batch is not None and device.type == "cpu" and config.memory_limit_gb is None:
+        checkpointing = bool(checkpointing)
+    return micro_batch, checkpointing
 
 
 def _written_out(config: RunConfig, micro_batch: int, checkpointing: bool) -> RunConfig:

@@ -6,13 +6,15 @@ The effective batch is the user's and never changes; only how it is cut does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Self
 
 from lora_scripts.preflight.wording import gigabytes
 
 __all__ = [
     "OPTIMIZER_BYTES",
+    "SCRATCH",
     "MemoryNeeds",
     "MemoryPlan",
     "PassBytes",
@@ -57,6 +59,10 @@ class MemoryNeeds:
     of_pass: PassBytes
     gradients: int = 0
     factor: float = SCRATCH
+
+    def beside(self, num_bytes: int) -> Self:
+        """The same where something else takes memory too."""
+        return replace(self, weights=self.weights + num_bytes)
 
     def total(self, micro_batch: int, checkpointing: bool, accumulation: int = 1) -> int:
         """Bytes at the peak of a step of so many passes."""

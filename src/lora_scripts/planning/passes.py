@@ -42,6 +42,10 @@ class Passes:
         self._traced = cache(self._trace)
         self._longest = cache(lambda size: longest_pass(data.examples, config, size))
 
+    def with_data(self, data: TrainingData) -> Passes:
+        """The same model on other examples."""
+        return Passes(self._config, self._family, self._adapter, data, self._device)
+
     @property
     def weight_bytes(self) -> int:
         """Of the components that take part in a step, adapter included."""
