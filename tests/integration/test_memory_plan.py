@@ -239,9 +239,9 @@ def test_run_takes_over_what_the_check_before_it_has_chosen(
     monkeypatch.setattr("lora_scripts.preflight.before_run.is_measured", lambda device, goes_on: True)
     plain, asked = passes.trace_pass, []
 
-    def counted(loss: Any, example: Any, num_examples: int, parameters: Any) -> int:
-        asked.append(num_examples)
-        return plain(loss, example, num_examples, parameters)
+    def counted(loss: Any, batch: Any, parameters: Any) -> Any:
+        asked.append(len(batch))
+        return plain(loss, batch, parameters)
 
     monkeypatch.setattr(passes, "trace_pass", counted)
     values = auto(memory_limit_gb=0.0013)
