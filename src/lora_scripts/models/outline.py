@@ -39,7 +39,10 @@ def fill_with_nothing(
                 made[id(like)] = nn.Parameter(made[id(like)], requires_grad=False)
         return made[id(like)]
 
-    olds = [*module.parameters(), *module.buffers()]  # alive until the end: a new tensor must not get an old one's number
+    olds = [
+        *module.parameters(),
+        *module.buffers(),
+    ]  # alive until the end: a new tensor must not get an old one's number
     for owner in module.modules():
         for tensors in (owner._parameters, owner._buffers):
             for key, tensor in tensors.items():

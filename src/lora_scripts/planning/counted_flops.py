@@ -38,14 +38,14 @@ class CountedFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> int:
-    count: int = sdpa_flop_count(query.shape, key.shape, value.shape)
+    count: int = sdpa_flop_count(query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]
     return count
 
 
 def _attention_backward(
     grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
 ) -> int:
-    count: int = sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+    count: int = sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]
     return count
 
 

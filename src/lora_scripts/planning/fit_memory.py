@@ -97,9 +97,7 @@ def _fit(
     return FittedRun(_written_out(config, plan.micro_batch, plan.checkpointing), str(plan), plan.fits)
 
 
-def written_cut(
-    config: RunConfig, device: torch.device, began: Chosen | None = None
-) -> tuple[int | None, bool | None]:
+def written_cut(config: RunConfig, device: torch.device, began: Chosen | None = None) -> tuple[int | None, bool | None]:
     """The micro-batch and whether to checkpoint, where config or `began` say so; None for what is to be chosen."""
     micro_batch = None if config.batch_size == "auto" else config.batch_size
     checkpointing = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing

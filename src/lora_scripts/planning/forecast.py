@@ -153,9 +153,7 @@ def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress
         more * cost * trace.flops / passes.cost(plan.micro_batch),
         matmul_rate(device, dtype) if memory_gb is None else None,
     )
-    disk = output_need(
-        config, length, adapter.num_parameters, len(data.train.examples), data.previews, data.resolution
-    )
+    disk = output_need(config, length, adapter.num_parameters, len(data.train.examples), data.previews, data.resolution)
     kind = str(dtype).removeprefix("torch.")
     facts = [("base model", f"{source.title} ({source.family}), {kind}"), *data.facts]
     return Forecast(facts, plan, terms, changes, work, disk, None if memory_gb is None else round(memory_gb * 1e9))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.planning.memory_plan import describe_split
-from lora_scripts.preflight.wording import count, gigabytes, minutes
+from lora_scripts.preflight.wording import count, minutes
 
 if TYPE_CHECKING:
     from lora_scripts.config import RunConfig
@@ -26,8 +26,8 @@ def forecast_lines(forecast: Forecast, config: RunConfig) -> list[str]:
         *_changes(forecast.changes),
         "",
         f"Memory, predicted for {describe_split(plan.micro_batch, plan.accumulation, plan.checkpointing)}:",
-        *_table([(term.name, gigabytes(term.num_bytes), term.note) for term in forecast.terms]),
-        *_table([("together", gigabytes(plan.num_bytes), f"of {gigabytes(plan.budget_bytes)} that may be used")]),
+        *_table([(term.name, _amount(term.num_bytes), term.note) for term in forecast.terms]),
+        *_table([("together", _amount(plan.num_bytes), f"of {_amount(plan.budget_bytes)} that may be used")]),
         "",
         *_pairs([*forecast.facts, *_work(forecast.work, config), ("disk", _disk(forecast))]),
     ]
@@ -64,8 +64,8 @@ def forecast_json(forecast: Forecast) -> dict[str, Any]:
 
 def _verdict(forecast: Forecast) -> str:
     plan = forecast.plan
-    numbers = f"{gigabytes(plan.num_bytes)} of {gigabytes(plan.budget_bytes)} usable"
-    card = "" if forecast.device_bytes is None else f" on a card of {gigabytes(forecast.device_bytes)}"
+    numbers = f"{_amount(plan.num_bytes)} of {_amount(plan.budget_bytes)} usable"
+    card = "" if forecast.device_bytes is None else f" on a card of {_amount(forecast.device_bytes)}"
     if forecast.disk.num_bytes > forecast.disk.free_bytes:
         return f"Does not fit on the disk: {_disk(forecast)}. Memory: {numbers}{card}."
     return f"Fits: {numbers}{card}." if forecast.fits else f"Does not fit: {numbers}{card}."
@@ -74,9 +74,15 @@ def _verdict(forecast: Forecast) -> str:
 def _changes(changes: Sequence[Change]) -> list[str]:
     if not changes:
         return []
-    head = "The cheapest change that makes it fit" if len(changes) == 1 else "The cheapest changes that make it fit, together"
+    head = (
+        "The cheapest change that makes it fit"
+        if len(changes) == 1
+        else "The cheapest changes that make it fit, together"
+    )
     head = head if changes[-1].fits else "Not even all of these make it fit"
-    rows = [(each.setting, f"saves {gigabytes(each.saves)}, then {gigabytes(each.num_bytes)}", each.price) for each in changes]
+    rows = [
+        (each.setting, f"saves {_amount(each.saves)}, then {_amount(each.num_bytes)}", each.price) for each in changes
+    ]
     return [f"{head}:", *_table(rows)]
 
 
@@ -92,7 +98,14 @@ def _work(work: Work, config: RunConfig) -> list[tuple[str, str]]:
 
 def _disk(forecast: Forecast) -> str:
     disk = forecast.disk
-    return f"{gigabytes(disk.num_bytes)} for checkpoints and the finished file, {gigabytes(disk.free_bytes)} free"
+    return f"{_amount(disk.num_bytes)} for checkpoints and the finished file, {_amount(disk.free_bytes)} free"
+
+
+def _amount(num_bytes: int) -> str:
+    """`3.24 GB` or `654 MB`: parts shall be seen to add up."""
+    if num_bytes >= 1e9:
+        return f"{num_bytes / 1e9:.2f} GB"
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _pairs(rows: Sequence[tuple[str, str]]) -> list[str]:

@@ -72,19 +72,19 @@ class Passes:
         return self._traced(min(size, self._most), checkpointing)
 
     def predicted(self) -> PassBytes:
-        """Bytes of passes: the smallest and the largest are traced, and those between lie on the line between them.
+        """Bytes of passes. Where examples are all alike, only the smallest and the largest pass are traced.
 
-        The worst moment may move with the size, and a maximum of straight lines lies below its chord: this is never too
-        little.
+        Those between then lie on the line between them, or below: the worst moment may move with the size, and a maximum of
+        straight lines lies below its chord.
         """
 
         def of_pass(size: int, checkpointing: bool) -> int:
             size, largest = min(size, self._most), self._most
-            if size in (1, largest):
+            alike = self.cost(size) * largest == self.cost(largest) * size
+            if size in (1, largest) or not alike:
                 return self.trace(size, checkpointing).peak_bytes
             one, all_ = self.trace(1, checkpointing).peak_bytes, self.trace(largest, checkpointing).peak_bytes
-            span = self.cost(largest) - self.cost(1)
-            return one + round((all_ - one) * (self.cost(size) - self.cost(1)) / span) if span > 0 else all_
+            return one + round((all_ - one) * (size - 1) / (largest - 1))
 
         return of_pass
 
