@@ -130,11 +130,14 @@ def test_changes_come_in_the_order_of_what_they_cost(language_settings: Settings
     (dialogues / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     values = language_settings(max_length=512, gradient_checkpointing=False)
     answer = told(plan(values, "--memory-gb", 0.001, "--json"))
-    assert [change["setting"].partition(":")[0] for change in answer["changes"]][:4] == [
-        "batch_size",
-        "gradient_checkpointing",
-        "optimizer",
-        "max_length",
+    assert [change["setting"] for change in answer["changes"]] == [
+        "batch_size: 1, gradient_accumulation_steps: 4",
+        "gradient_checkpointing: true",
+        "optimizer: adamw8bit",
+        "quantization: int8",
+        "quantization: nf4",
+        "max_length: 256",
+        "max_length: 128",
     ]
     assert not answer["changes"][-1]["fits"]
     assert all(change["saves"] > 0 for change in answer["changes"])

@@ -132,7 +132,8 @@ class DialogueBatches:
 
     def cut_to(self, length: int) -> Self:
         """All examples cut to so many tokens, less those that then have nothing to learn."""
-        cut = [short for each in self.examples if all(row.num_trained for row in (short := each.cut_to(length)).sequences)]
+        cut = [each.cut_to(length) for each in self.examples]
+        cut = [each for each in cut if all(row.num_trained for row in each.sequences)]
         return replace(self, dataset=replace(self.dataset, examples=cut))
 
     def as_written(self) -> DialogueBatches:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lora_scripts.adapters.targets import language_model_targets
 from lora_scripts.dialogues.pair_batches import joined
 from lora_scripts.export.names import LANGUAGE_MODEL
-from lora_scripts.families.protocol import Batch, Loss
+from lora_scripts.families.protocol import Batch, Loss, PassWork
 from lora_scripts.models.language_model import (
     DEFAULT_MOST_TOKENS,
     load_language_model,
@@ -154,6 +154,24 @@ class CausalLanguageModel:
         scores = self._model_scores(batch)[places]
         return torch.nn.functional.cross_entropy(scores, targets, reduction="none"), counts
 
+    def work(self, batch: Batch) -> PassWork:
+        """Each frozen weight takes four operations for a token, a trained one six; the head counts for learnt tokens alone."""
+        if self._preference is not None:
+            batch = joined(batch)
+        lengths = batch.filled["tokens"]
+        real, rows = sum(lengths), batch.tensors["tokens"].numel()
+        places, texts = (real, lengths) if self.packs else (rows, [batch.tensors["tokens"].shape[1]] * len(lengths))
+        head = self.model.get_output_embeddings()
+        own_head = self._head() is not None
+        frozen = sum(4 * m.in_features * m.out_features for m in self._linear_layers() if m is not head)
+        trained = sum(6 * p.numel() for p in self.model.parameters() if p.requires_grad)
+        scores = 4 * head.in_features * head.out_features * (sum(batch.filled["targets"]) if own_head else places)
+        settings = self.model.config.get_text_config()
+        # Two products forward and five backward, of every token with those before it.
+        attention = 7 * settings.num_hidden_layers * settings.hidden_size * sum(length**2 for length in texts)
+        flops = float((frozen + trained) * places + scores + attention)
+        return PassWork(flops, places, places - real, self.model.dtype)
+
     def predict(self, batch: Batch, draws: Draws) -> Tensor:
         """[N,V] float32: the scores of what comes next, at the trained tokens."""
         places, _, _ = self._trained(batch)
@@ -168,6 +186,9 @@ class CausalLanguageModel:
         return [answerer.answer(request) for request in requests]
 
     # Running the model -------------------------------------------------------------------------------------------------
+
+    def _linear_layers(self) -> list[nn.Linear]:
+        return [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)]
 
     def _head(self) -> Head | None:
         """The head where it is a plain frozen layer whose scores we can compute for some tokens alone."""

@@ -194,6 +194,9 @@ class StableDiffusion15:
         low, high = self._trained_range()
         return Loss(weighted.sum(), len(batch), per_example.detach(), (timesteps - low + 0.5) / (high - low))
 
+    def work(self, batch: Batch) -> None:
+        return None
+
     def predict(self, batch: Batch, draws: Draws) -> Tensor:
         noisy_latents, _, timesteps = self._noised(batch, draws)
         return self._denoise(noisy_latents, timesteps, batch)

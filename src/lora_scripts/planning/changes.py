@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES, SCRATCH, MemoryNeeds, MemoryPlan, micro_batch_sizes
+from lora_scripts.planning.quantised_bytes import QUANTIZATIONS
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +92,14 @@ def _steps(
         per_weight = OPTIMIZER_BYTES[config.optimizer]
         needs = replace(needs, optimizer=needs.optimizer * OPTIMIZER_BYTES[SMALL_OPTIMIZER] // per_weight)
         yield f"optimizer: {SMALL_OPTIMIZER}", "moments are rounded", total()
+    held = QUANTIZATIONS.index(config.quantization)
+    stronger = (
+        QUANTIZATIONS[held + 1 :] if config.task_type == "text-generation" and config.lora_init != "pissa" else ()
+    )
+    for kind in stronger:
+        more = passes.saved_by(kind) - passes.saved_by(QUANTIZATIONS[held])
+        needs, held = needs.beside(-more), QUANTIZATIONS.index(kind)
+        yield f"quantization: {kind}", "weights are rounded", total()
     for setting, data_then in data.smaller():
         other = passes.with_data(data_then)
         pass_bytes = other.trace(size, checkpointing).peak_bytes

@@ -125,7 +125,7 @@ def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress
     budget = memory_budget(device, config.memory_limit_gb, 0) if memory_gb is None else round(USABLE * memory_gb * 1e9)
     micro_batch, checkpointing = written_cut(config, card, began)
     try:
-        needs = passes.needs.beside(held)
+        needs = passes.needs.beside(held - passes.saved_by(config.quantization))
         plan = choose_plan(needs, budget, config.step_size, micro_batch=micro_batch, checkpointing=checkpointing)
         terms = memory_terms(passes, adapter, needs, plan, config, held)
         changes = [] if plan.fits else changes_that_save(config, card, plan, needs, passes, data)

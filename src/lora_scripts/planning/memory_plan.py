@@ -61,7 +61,7 @@ class MemoryNeeds:
     factor: float = SCRATCH
 
     def beside(self, num_bytes: int) -> Self:
-        """The same where something else takes memory too."""
+        """The same where something else takes memory too, or, below zero, weights take less."""
         return replace(self, weights=self.weights + num_bytes)
 
     def total(self, micro_batch: int, checkpointing: bool, accumulation: int = 1) -> int:

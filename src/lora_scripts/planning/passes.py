@@ -11,6 +11,7 @@ from lora_scripts.data.sampler import Sample, StepPlan
 from lora_scripts.models.quantised import stored_bytes
 from lora_scripts.planning.activations import PassTrace, trace_pass
 from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES, MemoryNeeds, MemoryPlan, PassBytes
+from lora_scripts.planning.quantised_bytes import Quantization, quantised_saving
 from lora_scripts.planning.trial_pass import largest_pass, trial_pass
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class Passes:
     def weight_bytes(self) -> int:
         """Of the components that take part in a step, adapter included."""
         return sum(stored_bytes(self._family.components[name]) for name in self._adapter.groups())
+
+    def saved_by(self, quantization: Quantization) -> int:
+        """Bytes of the weights that it would save; of a model that is not quantised yet."""
+        return quantised_saving([self._family.components[name] for name in self._adapter.groups()], quantization)
 
     @cached_property
     def needs(self) -> MemoryNeeds:
