@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     from lora_scripts.check_command import add_arguments as add_check_arguments
     from lora_scripts.export.command import add_arguments as add_export_arguments
     from lora_scripts.merging.command import add_arguments as add_merge_arguments
+    from lora_scripts.plan_command import add_arguments as add_plan_arguments
     from lora_scripts.sampling.command import add_arguments as add_sample_arguments
 
     parser = argparse.ArgumentParser(
@@ -51,6 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="say what is wrong with a data set and what a run will take, before it")
     add_check_arguments(check)
     check.set_defaults(run=_check)
+
+    plan = commands.add_parser("plan", help="say what memory, time and disk a run will take, from its config alone")
+    add_plan_arguments(plan)
+    plan.set_defaults(run=_plan)
 
     train = commands.add_parser("train", help="train a LoRA from one YAML file")
     train.add_argument("--config", type=Path, required=True, help="the run's settings, see configs/")
@@ -127,6 +132,12 @@ def _label(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from lora_scripts.check_command import run
+
+    return run(arguments)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from lora_scripts.plan_command import run
 
     return run(arguments)
 

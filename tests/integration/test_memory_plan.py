@@ -18,7 +18,7 @@ from helpers.seen import StopAfter, train
 from lora_scripts.config import RunConfig
 from lora_scripts.errors import ConfigError, ResumeError
 from lora_scripts.families.sd15 import StableDiffusion15
-from lora_scripts.planning import fit_memory, trial_pass
+from lora_scripts.planning import fit_memory, passes, trial_pass
 from lora_scripts.training.memory import MemoryReading
 
 Settings = Callable[..., dict[str, Any]]
@@ -237,13 +237,13 @@ def test_run_takes_over_what_the_check_before_it_has_chosen(
     auto: Settings, by_hand: Callable[[float], Written], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lora_scripts.preflight.before_run.is_measured", lambda device, goes_on: True)
-    plain, asked = fit_memory.predicted_peak, []
+    plain, asked = passes.trace_pass, []
 
-    def counted(loss: Any, example: Any, num_examples: int, parameters: Any) -> int:
-        asked.append(num_examples)
-        return plain(loss, example, num_examples, parameters)
+    def counted(loss: Any, batch: Any, parameters: Any) -> Any:
+        asked.append(len(batch))
+        return plain(loss, batch, parameters)
 
-    monkeypatch.setattr(fit_memory, "predicted_peak", counted)
+    monkeypatch.setattr(passes, "trace_pass", counted)
     values = auto(memory_limit_gb=0.0013)
     notes = train(values).notes
     assert len(asked) == len(set(asked))

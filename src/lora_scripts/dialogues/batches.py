@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from lora_scripts.data.dataset import LeftOut
 from lora_scripts.dialogues.conversation import Dialogue
@@ -47,6 +47,10 @@ class TrainedDialogue:
     def sequences(self) -> Sequence[TokenisedExample]:
         """All that goes through the model for it."""
         return (self.tokens,)
+
+    def cut_to(self, length: int) -> Self:
+        """The same with so many tokens at most, which may leave nothing to learn."""
+        return replace(self, tokens=self.tokens.cut_to(length))
 
     @property
     def name(self) -> str:
@@ -125,6 +129,12 @@ class DialogueBatches:
 
     def part(self, indices: Sequence[int]) -> DialogueBatches:
         return DialogueBatches(replace(self.dataset, examples=[self.dataset.examples[i] for i in indices]))
+
+    def cut_to(self, length: int) -> Self:
+        """All examples cut to so many tokens, less those that then have nothing to learn."""
+        cut = [each.cut_to(length) for each in self.examples]
+        cut = [each for each in cut if all(row.num_trained for row in each.sequences)]
+        return replace(self, dataset=replace(self.dataset, examples=cut))
 
     def as_written(self) -> DialogueBatches:
         return self

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from lora_scripts.data.dataset import LeftOut
 from lora_scripts.dialogues.batches import DialogueBatches, DialogueListing, TrainedDialogue, padded_rows
@@ -35,6 +35,9 @@ class TrainedPair(TrainedDialogue):
     @property
     def sequences(self) -> Sequence[TokenisedExample]:
         return (self.tokens, self.rejected)
+
+    def cut_to(self, length: int) -> Self:
+        return replace(super().cut_to(length), rejected=self.rejected.cut_to(length))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_scripts.data.dataset import LeftOut
@@ -46,6 +46,10 @@ class TokenisedExample:
     @property
     def num_trained(self) -> int:
         return int(self.trained.sum())
+
+    def cut_to(self, length: int) -> TokenisedExample:
+        """Its first tokens."""
+        return replace(self, tokens=self.tokens[:length], trained=self.trained[:length])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_scripts.errors import ModelError
 from lora_scripts.export.names import LANGUAGE_MODEL, layer_shapes
 from lora_scripts.families import family_class
-from lora_scripts.models.language_model import load_language_model, unusable
+from lora_scripts.models.language_model import load_language_model, outline_language_model
 from lora_scripts.models.recognise import read_json
 
 if TYPE_CHECKING:
@@ -58,21 +58,13 @@ class LanguageBase:
 
         return component_weights(self.folder, self.name)
 
-    def skeleton(self) -> Any:
+    def skeleton(self) -> PreTrainedModel:
         """The model without its weights: every module and shape, no memory.
 
         Raises:
             ModelError: transformers does not know this kind of model, or it wants code of its own.
         """
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        try:
-            config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-            with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise ModelError(f"base_model {self.name}: {unusable(error)}") from None
+        return outline_language_model(self.folder, self.name)
 
     def layer_shapes(self) -> dict[str, tuple[int, ...]]:
         """`language_model.<path>` to [out, in] for every linear layer."""

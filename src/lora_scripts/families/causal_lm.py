@@ -19,9 +19,15 @@ from torch import Tensor, nn
 from lora_scripts.adapters.targets import language_model_targets
 from lora_scripts.dialogues.pair_batches import joined
 from lora_scripts.export.names import LANGUAGE_MODEL
-from lora_scripts.families.protocol import Batch, Loss
-from lora_scripts.models.language_model import DEFAULT_MOST_TOKENS, load_language_model, load_tokenizer
+from lora_scripts.families.protocol import Batch, Loss, PassWork
+from lora_scripts.models.language_model import (
+    DEFAULT_MOST_TOKENS,
+    load_language_model,
+    load_tokenizer,
+    outline_language_model,
+)
 from lora_scripts.models.last_layer import KEPT, can_finish_for_some
+from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.quantised import load_quantised
 from lora_scripts.models.segment_attention import segments_at_work
 from lora_scripts.objectives.next_token import Head, next_token_losses
@@ -56,11 +62,14 @@ class CausalLanguageModel:
         packing: bool = True,
         preference: Preference | None = None,
         fingerprint: str = "",
+        *,
+        tried: bool = True,
     ) -> None:
         """Args:
         packing: put the texts of a batch one behind the other, where the model allows it.
         preference: what is learnt of pairs of answers; None for single ones.
         fingerprint: changes whenever the same tokens would get other probabilities.
+        tried: find out what the model allows; without weights it is taken for granted.
         """
         self.model, self.tokenizer = model, tokenizer
         self.fingerprint, self._preference = fingerprint, preference
@@ -69,7 +78,8 @@ class CausalLanguageModel:
         self._own_head = True
         self._finishes_for_some = can_finish_for_some(model)
         self.packs = packing
-        self._try_out()
+        if tried:
+            self._try_out()
 
     @classmethod
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
@@ -78,9 +88,15 @@ class CausalLanguageModel:
             model = load_language_model(source.path, source.name, dtype).to(device)
         else:
             model = load_quantised(source.path, source.name, dtype, device, config.quantization)
-        preference = None if config.objective == "sft" else Preference(config.objective, config.preference_beta)
         fingerprint = f"{source.fingerprint} {dtype} {config.quantization} {device.type}"
-        return cls(model, tokenizer, config.packing, preference, fingerprint)
+        return cls(model, tokenizer, config.packing, _preference(config), fingerprint)
+
+    @classmethod
+    def outline(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
+        tokenizer = load_tokenizer(source.path, source.name)
+        model = outline_language_model(source.path, source.name, dtype).eval()
+        fill_with_nothing(model, device)
+        return cls(model, tokenizer, config.packing, _preference(config), tried=False)
 
     @property
     def components(self) -> Mapping[str, nn.Module]:
@@ -140,6 +156,24 @@ class CausalLanguageModel:
         scores = self._model_scores(batch)[places]
         return torch.nn.functional.cross_entropy(scores, targets, reduction="none"), counts
 
+    def work(self, batch: Batch) -> PassWork:
+        """Each frozen weight takes four operations for a token, a trained one six; the head counts for learnt tokens alone."""
+        if self._preference is not None:
+            batch = joined(batch)
+        lengths = batch.filled["tokens"]
+        real, rows = sum(lengths), batch.tensors["tokens"].numel()
+        places, texts = (real, lengths) if self.packs else (rows, [batch.tensors["tokens"].shape[1]] * len(lengths))
+        head = self.model.get_output_embeddings()
+        own_head = self._head() is not None
+        frozen = sum(4 * m.in_features * m.out_features for m in self._linear_layers() if m is not head)
+        trained = sum(6 * p.numel() for p in self.model.parameters() if p.requires_grad)
+        scores = 4 * head.in_features * head.out_features * (sum(batch.filled["targets"]) if own_head else places)
+        settings = self.model.config.get_text_config()
+        # Two products forward and five backward, of every token with those before it.
+        attention = 7 * settings.num_hidden_layers * settings.hidden_size * sum(length**2 for length in texts)
+        flops = float((frozen + trained) * places + scores + attention)
+        return PassWork(flops, places, places - real, self.model.dtype)
+
     def predict(self, batch: Batch, draws: Draws) -> Tensor:
         """[N,V] float32: the scores of what comes next, at the trained tokens."""
         places, _, _ = self._trained(batch)
@@ -154,6 +188,9 @@ class CausalLanguageModel:
         return [answerer.answer(request) for request in requests]
 
     # Running the model -------------------------------------------------------------------------------------------------
+
+    def _linear_layers(self) -> list[nn.Linear]:
+        return [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)]
 
     def _head(self) -> Head | None:
         """The head where it is a plain frozen layer whose scores we can compute for some tokens alone."""
@@ -238,6 +275,10 @@ class CausalLanguageModel:
             first += length
         reference = torch.cat(wanted)
         return bool((scores - reference).abs().max() <= TOLERANCES[self.model.dtype] * reference.abs().max())
+
+
+def _preference(config: RunConfig) -> Preference | None:
+    return None if config.objective == "sft" else Preference(config.objective, config.preference_beta)
 
 
 def _trial_texts(num_tokens: int, device: torch.device) -> list[Tensor]:

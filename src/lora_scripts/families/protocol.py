@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lora_scripts.models.source import BaseModel
     from lora_scripts.training.draws import Draws
 
-__all__ = ["Batch", "Encoder", "LanguageFamily", "Loss", "ModelFamily", "PictureFamily", "SampleRequest"]
+__all__ = ["Batch", "Encoder", "LanguageFamily", "Loss", "ModelFamily", "PassWork", "PictureFamily", "SampleRequest"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,23 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class PassWork:
+    """How much a forward and backward pass over a batch computes.
+
+    Attributes:
+        flops: floating-point operations of its matrix products, a multiplication and an addition as two; about.
+        places: rows of the matrices, tokens say.
+        padding: of these, what stands for nothing.
+        dtype: that it is computed in.
+    """
+
+    flops: float
+    places: int
+    padding: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class SampleRequest:
     """One picture to render.
 
@@ -137,12 +154,21 @@ class ModelFamily(Protocol):
         """The frozen model, in evaluation mode, no parameter asking for a gradient."""
         ...
 
+    @classmethod
+    def outline(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
+        """The same without reading any weight, made within a `FakeTensorMode`: all shapes and no content, for predictions."""
+        ...
+
     def set_checkpointing(self, on: bool) -> None:
         """Whether the backward pass computes activations again rather than keeping them; off after `load`."""
         ...
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """One forward pass of the training objective; no optimizer, no backward pass."""
+        ...
+
+    def work(self, batch: Batch) -> PassWork | None:
+        """What a pass over the batch computes, from a formula; None where there is none."""
         ...
 
     def predict(self, batch: Batch, draws: Draws) -> Tensor:

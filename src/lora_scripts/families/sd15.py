@@ -14,7 +14,8 @@ from torch.nn.functional import mse_loss
 
 from lora_scripts.config import RunConfig
 from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
-from lora_scripts.models.stable_diffusion import StableDiffusionParts, load_stable_diffusion
+from lora_scripts.models.outline import fill_with_nothing
+from lora_scripts.models.stable_diffusion import StableDiffusionParts, load_stable_diffusion, outline_stable_diffusion
 from lora_scripts.objectives.ddpm import (
     NoiseSchedule,
     add_noise,
@@ -71,6 +72,13 @@ class StableDiffusion15:
             module.requires_grad_(False).eval()
         if device.type == "cpu":
             parts.unet.to(memory_format=torch.channels_last)
+        return cls(parts, source, config, device)
+
+    @classmethod
+    def outline(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
+        parts = outline_stable_diffusion(source, device, dtype, vae_dtype=torch.float32)
+        if device.type == "cpu":
+            fill_with_nothing(parts.unet, device, images=torch.channels_last)
         return cls(parts, source, config, device)
 
     @property
@@ -185,6 +193,9 @@ class StableDiffusion15:
             weighted = per_example * min_snr_weights(ratio, self._config.min_snr_gamma, self.schedule.prediction)
         low, high = self._trained_range()
         return Loss(weighted.sum(), len(batch), per_example.detach(), (timesteps - low + 0.5) / (high - low))
+
+    def work(self, batch: Batch) -> None:
+        return None
 
     def predict(self, batch: Batch, draws: Draws) -> Tensor:
         noisy_latents, _, timesteps = self._noised(batch, draws)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["DEFAULT_MOST_TOKENS", "load_language_model", "load_tokenizer", "most_tokens", "unusable"]
+__all__ = ["DEFAULT_MOST_TOKENS", "load_language_model", "load_tokenizer", "most_tokens", "outline_language_model"]
 
 DEFAULT_MOST_TOKENS = 2048
 
@@ -46,7 +46,7 @@ def load_language_model(folder: Path, name: str, dtype: torch.dtype | str, **opt
             **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ModelError(f"base_model {name}: {unusable(error)}") from None
+        raise ModelError(f"base_model {name}: {_unusable(error)}") from None
     lacking = sorted(loading["missing_keys"])
     if lacking:
         raise ModelError(
@@ -55,6 +55,28 @@ def load_language_model(folder: Path, name: str, dtype: torch.dtype | str, **opt
         )
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     return frozen
+
+
+def outline_language_model(folder: Path, name: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model without its weights, on the meta device: every module and shape, no memory.
+
+    Args:
+        dtype: of the weights; None for what its config.json says.
+    Raises:
+        ModelError: transformers does not know this kind of model, or it wants code of its own.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, **({} if dtype is None else {"dtype": dtype})
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(f"base_model {name}: {_unusable(error)}") from None
+    return model
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
@@ -85,7 +107,7 @@ def most_tokens(folder: Path, name: str) -> int:
     return int(_settings(folder, name).get("max_position_embeddings") or DEFAULT_MOST_TOKENS)
 
 
-def unusable(error: Exception) -> str:
+def _unusable(error: Exception) -> str:
     """Why transformers could not make a model of a folder, and what to do."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "trust_remote_code" in str(error) or "custom code" in str(error):

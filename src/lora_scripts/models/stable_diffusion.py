@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import ModelError
 from lora_scripts.models.clip_tokenizer import find_tokenizer
+from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.recognise import read_json
 from lora_scripts.models.sd_layout import (
     COMPONENTS,
@@ -37,7 +38,13 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import CLIPTextModel, CLIPTokenizer
 
-__all__ = ["CONFIG_KEY", "StableDiffusionParts", "build_component", "load_stable_diffusion"]
+__all__ = [
+    "CONFIG_KEY",
+    "StableDiffusionParts",
+    "build_component",
+    "load_stable_diffusion",
+    "outline_stable_diffusion",
+]
 
 CONFIG_KEY = "lora_scripts.config"
 """Header entry of our single files: the parts' configurations as JSON, for what tensor shapes do not show."""
@@ -77,33 +84,56 @@ def load_stable_diffusion(
         ModelError: tensors are missing, left over, of the wrong shape or not finite, or no tokenizer fits.
     """
     dtypes = {"unet": dtype, "vae": vae_dtype or dtype, "text_encoder": dtype}
+    configs = _configs(source)
+    parts = {part: build_component(part, configs[part], source.name) for part in COMPONENTS}
+    for part, module in parts.items():
+        if source.kind == "single_file":
+            header = inspect_weights(source.path)
+            files = [(header, _single_file_names(part, module, header, use_ema))]
+        else:
+            files = _folder_names(part, module, component_weights(source.path / part, source.name))
+        _fill(module, part, files, source.name, device, dtypes[part])
+    return _put_together(source, parts, configs["scheduler"])
+
+
+def outline_stable_diffusion(
+    source: BaseModel, device: torch.device | str, dtype: torch.dtype, *, vae_dtype: torch.dtype | None = None
+) -> StableDiffusionParts:
+    """The parts as `load_stable_diffusion` makes them, with whatever numbers memory holds; no weight is read.
+
+    For `FakeTensorMode`, within which it takes no memory.
+
+    Raises:
+        ModelError: the configuration describes no such model, or no tokenizer fits.
+    """
+    dtypes = {"unet": dtype, "vae": vae_dtype or dtype, "text_encoder": dtype}
+    configs = _configs(source)
+    parts = {}
+    for part in COMPONENTS:
+        parts[part] = build_component(part, configs[part], source.name).eval()
+        fill_with_nothing(parts[part], device, dtypes[part])
+    return _put_together(source, parts, configs["scheduler"])
+
+
+def _configs(source: BaseModel) -> dict[str, dict[str, Any]]:
+    """Configuration of each part and of the scheduler."""
     if source.kind == "single_file":
-        header = inspect_weights(source.path)
-        configs = _single_file_configs(header, source.name)
-        parts = {part: build_component(part, configs[part], source.name) for part in COMPONENTS}
-        for part in COMPONENTS:
-            files = [(header, _single_file_names(part, parts[part], header, use_ema))]
-            _fill(parts[part], part, files, source.name, device, dtypes[part])
-        scheduler = configs["scheduler"]
-        tokenizer_folder = source.path.parent / "tokenizer"
-    else:
-        parts = {}
-        for part in COMPONENTS:
-            folder = source.path / part
-            module = build_component(part, read_json(folder / "config.json", source.name), source.name)
-            headers = component_weights(folder, source.name)
-            _fill(module, part, _folder_names(part, module, headers), source.name, device, dtypes[part])
-            parts[part] = module
-        config_file = source.path / "scheduler" / "scheduler_config.json"
-        scheduler = (
-            dict(read_json(config_file, source.name)) if config_file.is_file() else published_config("scheduler")
-        )
-        tokenizer_folder = source.path / "tokenizer"
+        return _single_file_configs(inspect_weights(source.path), source.name)
+    configs = {part: dict(read_json(source.path / part / "config.json", source.name)) for part in COMPONENTS}
+    file = source.path / "scheduler" / "scheduler_config.json"
+    configs["scheduler"] = dict(read_json(file, source.name)) if file.is_file() else published_config("scheduler")
+    return configs
+
+
+def _put_together(source: BaseModel, parts: Mapping[str, Any], scheduler: dict[str, Any]) -> StableDiffusionParts:
+    folder = source.path.parent if source.kind == "single_file" else source.path
     unet, vae, text_encoder = (parts[part] for part in COMPONENTS)
     _check_fit(unet, vae, text_encoder, source.name)
-    tokenizer = find_tokenizer(tokenizer_folder, text_encoder.config.vocab_size, source.name)
-    scheduler["prediction_type"] = source.prediction_type
-    scheduler["rescale_betas_zero_snr"] = source.zero_terminal_snr
+    tokenizer = find_tokenizer(folder / "tokenizer", text_encoder.config.vocab_size, source.name)
+    scheduler = scheduler | {
+        "prediction_type": source.prediction_type,
+        "rescale_betas_zero_snr": source.zero_terminal_snr,
+    }
     return StableDiffusionParts(unet, vae, text_encoder, tokenizer, scheduler, source.prediction_type)
 
 

@@ -78,10 +78,14 @@ class _Losses(torch.autograd.Function):
         for begin in range(0, hidden.shape[0], rows):
             part, wanted = hidden[begin : begin + rows], targets[begin : begin + rows, None]
             scores = head.scores(part)
-            normaliser = torch.logsumexp(scores, dim=-1, keepdim=True)
-            losses.append((normaliser - scores.gather(1, wanted))[:, 0])
+            slope = 1 - (scores / head.softcap).square() if head.softcap is not None and wants_gradient else None
+            # All in place, where torch.logsumexp would take a second matrix as large as the scores and a second exp.
+            scores.sub_(scores.amax(dim=-1, keepdim=True))
+            of_wanted = scores.gather(1, wanted)
+            normaliser = scores.exp_().sum(dim=-1, keepdim=True)
+            losses.append((normaliser.log() - of_wanted)[:, 0])
             if wants_gradient:
-                gradients.append(_gradient(scores, normaliser, wanted, head, part.dtype))
+                gradients.append(_gradient(scores.div_(normaliser), slope, wanted, head, part.dtype))
         if wants_gradient:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
@@ -93,10 +97,8 @@ class _Losses(torch.autograd.Function):
         return (gradient * grad[:, None].to(gradient.dtype), None, None)
 
 
-def _gradient(scores: Tensor, normaliser: Tensor, wanted: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
-    """[n,D] of the losses with respect to the hidden states; overwrites the scores, which are not needed any more."""
-    slope = None if head.softcap is None else 1 - (scores / head.softcap).square()
-    change = scores.sub_(normaliser).exp_()  # the probabilities
+def _gradient(change: Tensor, slope: Tensor | None, wanted: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
+    """[n,D] of the losses with respect to the hidden states, from the probabilities [n,V], which are overwritten."""
     change.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=change.dtype))
     if slope is not None:
         change.mul_(slope)

@@ -6,26 +6,16 @@ pictures per step, which is the user's: a run with auto is the run with the chos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
-from lora_scripts.data.sampler import Sample
-from lora_scripts.models.quantised import stored_bytes
-from lora_scripts.planning.activations import UnpredictableError, predicted_peak
+from lora_scripts.planning.activations import UnpredictableError
 from lora_scripts.planning.budget import memory_budget
-from lora_scripts.planning.memory_plan import (
-    OPTIMIZER_BYTES,
-    MemoryNeeds,
-    MemoryPlan,
-    PassBytes,
-    choose_plan,
-    describe_split,
-)
+from lora_scripts.planning.memory_plan import MemoryNeeds, MemoryPlan, choose_plan, describe_split
+from lora_scripts.planning.passes import Passes
 from lora_scripts.planning.settle import settle
-from lora_scripts.planning.trial_pass import can_measure, largest_pass, trial_pass
+from lora_scripts.planning.trial_pass import can_measure
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +25,7 @@ if TYPE_CHECKING:
     from lora_scripts.families.protocol import ModelFamily
     from lora_scripts.training.chosen import Chosen
 
-__all__ = ["FittedRun", "fit_memory"]
+__all__ = ["FittedRun", "fit_memory", "written_cut"]
 
 
 @dataclass(frozen=True)
@@ -84,24 +74,15 @@ def _fit(
     device: torch.device,
     began: Chosen | None,
 ) -> FittedRun:
-    micro_batch = None if config.batch_size == "auto" else config.batch_size
-    checkpointing = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
-    if began is not None and began.step_size == config.step_size:
-        micro_batch = began.batch_size if micro_batch is None else micro_batch
-        checkpointing = began.gradient_checkpointing if checkpointing is None else checkpointing
+    micro_batch, checkpointing = written_cut(config, device, began)
+    if micro_batch is not None and checkpointing is not None:
+        goes_on = began is not None and began.step_size == config.step_size
         fitted = _written_out(config, micro_batch, checkpointing)
         chosen = config.batch_size == "auto" or (checkpointing and config.gradient_checkpointing == "auto")
-        return FittedRun(fitted, f"as this run began; {_split(fitted)}" if chosen else "")
-    # Without a limit a CPU's memory is seldom short, and the prediction would take longer than a step of a small model.
-    if micro_batch is not None and checkpointing is None and device.type == "cpu" and config.memory_limit_gb is None:
-        checkpointing = False
-    if micro_batch is not None and checkpointing is not None:
-        return FittedRun(_written_out(config, micro_batch, checkpointing))
+        return FittedRun(fitted, f"as this run began; {_split(fitted)}" if goes_on and chosen else "")
 
-    passes = _Passes(config, family, adapter, data, device)
-    needs = MemoryNeeds(
-        passes.weight_bytes, adapter.num_parameters * OPTIMIZER_BYTES[config.optimizer], passes.predicted()
-    )
+    passes = Passes(config, family, adapter, data, device)
+    needs = passes.needs
     budget = memory_budget(device, config.memory_limit_gb, needs.weights)
 
     def choose(needs: MemoryNeeds) -> MemoryPlan:
@@ -116,6 +97,19 @@ def _fit(
     return FittedRun(_written_out(config, plan.micro_batch, plan.checkpointing), str(plan), plan.fits)
 
 
+def written_cut(config: RunConfig, device: torch.device, began: Chosen | None = None) -> tuple[int | None, bool | None]:
+    """The micro-batch and whether to checkpoint, where config or `began` say so; None for what is to be chosen."""
+    micro_batch = None if config.batch_size == "auto" else config.batch_size
+    checkpointing = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
+    if began is not None and began.step_size == config.step_size:
+        micro_batch = began.batch_size if micro_batch is None else micro_batch
+        checkpointing = began.gradient_checkpointing if checkpointing is None else checkpointing
+    # Without a limit a CPU's memory is seldom short, and the prediction would take longer than a step of a small model.
+    elif micro_batch is not None and device.type == "cpu" and config.memory_limit_gb is None:
+        checkpointing = bool(checkpointing)
+    return micro_batch, checkpointing
+
+
 def _written_out(config: RunConfig, micro_batch: int, checkpointing: bool) -> RunConfig:
     """The config with numbers in place of auto."""
     values: dict[str, object] = {"gradient_checkpointing": checkpointing}
@@ -126,58 +120,3 @@ def _written_out(config: RunConfig, micro_batch: int, checkpointing: bool) -> Ru
 
 def _split(config: RunConfig) -> str:
     return describe_split(config.micro_batch, config.gradient_accumulation_steps, config.gradient_checkpointing is True)
-
-
-class _Passes:
-    """Passes over pictures of the largest shape, predicted and measured."""
-
-    def __init__(
-        self, config: RunConfig, family: ModelFamily, adapter: Adapter, data: TrainingData, device: torch.device
-    ) -> None:
-        self._config, self._family, self._adapter = config, family, adapter
-        self._data, self._device = data, device
-        examples = data.examples
-        largest = largest_pass(examples, config.micro_batch)
-        self._most = len(largest)
-        inside = [i for i, example in enumerate(examples) if example.shape == largest[0].shape]
-        self._indices = sorted(inside, key=lambda i: examples[i].cost, reverse=True)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of the components that take part in a step, adapter included."""
-        return sum(stored_bytes(self._family.components[name]) for name in self._adapter.groups())
-
-    def predicted(self) -> PassBytes:
-        """What passes take, found with fake tensors; each is asked for once."""
-        from lora_scripts.training.draws import Draws
-
-        example = self._data.batch(self._samples(1), self._device)
-        parameters = list(self._adapter.parameters())
-        draws = Draws(self._config.seed)
-
-        @cache
-        def traced(size: int, checkpointing: bool) -> int:
-            self._family.set_checkpointing(checkpointing)
-            return predicted_peak(lambda batch: self._family.loss(batch, draws).total, example, size, parameters)
-
-        def of_pass(size: int, checkpointing: bool) -> int:
-            size, largest = min(size, self._most), self._most
-            if size == largest:
-                return traced(size, checkpointing)
-            # The worst moment may move with the size, and a maximum of straight lines lies below its chord: between
-            # one picture and all of them this is never too little.
-            one, all_ = traced(1, checkpointing), traced(largest, checkpointing)
-            return one + round((all_ - one) * (size - 1) / (largest - 1))
-
-        return of_pass
-
-    def measure(self, plan: MemoryPlan) -> int | None:
-        """Bytes that a pass of this plan really takes, weights left out; None when memory runs out."""
-        self._family.set_checkpointing(plan.checkpointing)
-        samples = self._samples(min(plan.micro_batch, self._most))
-        trial = trial_pass(self._family, self._adapter, self._data, samples, self._device, self._config.seed)
-        return None if trial is None else trial.added_bytes
-
-    def _samples(self, size: int) -> Sequence[Sample]:
-        chosen = [self._indices[i % len(self._indices)] for i in range(size)]
-        return [Sample(index, f"plan/{i}", (i / size, 1 / size)) for i, index in enumerate(chosen)]

@@ -6,13 +6,15 @@ The effective batch is the user's and never changes; only how it is cut does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Self
 
 from lora_scripts.preflight.wording import gigabytes
 
 __all__ = [
     "OPTIMIZER_BYTES",
+    "SCRATCH",
     "MemoryNeeds",
     "MemoryPlan",
     "PassBytes",
@@ -48,17 +50,25 @@ class MemoryNeeds:
         weights: of what is used in a step, frozen and trainable, on the training device.
         optimizer: the optimizer's state.
         of_pass: what a pass takes; asked only for the plans that are looked at, because an answer takes seconds.
+        gradients: of the trainable weights; they wait for the next pass where a step is cut into several.
         factor: what a pass really takes, as a multiple of `of_pass`.
     """
 
     weights: int
     optimizer: int
     of_pass: PassBytes
+    gradients: int = 0
     factor: float = SCRATCH
 
-    def total(self, micro_batch: int, checkpointing: bool) -> int:
-        """Bytes at the peak of a step."""
-        return self.weights + self.optimizer + round(self.of_pass(micro_batch, checkpointing) * self.factor)
+    def beside(self, num_bytes: int) -> Self:
+        """The same where something else takes memory too, or, below zero, weights take less."""
+        return replace(self, weights=self.weights + num_bytes)
+
+    def total(self, micro_batch: int, checkpointing: bool, accumulation: int = 1) -> int:
+        """Bytes at the peak of a step of so many passes."""
+        waiting = self.gradients if accumulation > 1 else 0
+        of_pass = round(self.of_pass(micro_batch, checkpointing) * self.factor)
+        return self.weights + self.optimizer + waiting + of_pass
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,8 @@ def choose_plan(
     seen = []
     for way in ways:
         for size in sizes:
-            plan = MemoryPlan(size, effective_batch // size, way, needs.total(size, way), budget_bytes)
+            passes = effective_batch // size
+            plan = MemoryPlan(size, passes, way, needs.total(size, way, passes), budget_bytes)
             if plan.fits:
                 return plan
             seen.append(plan)

@@ -11,7 +11,7 @@ from lora_scripts.data.dataset import Example
 from lora_scripts.data.split import num_held_out
 from lora_scripts.training.checkpoint import list_checkpoints
 
-__all__ = ["RunLength", "run_length"]
+__all__ = ["RunLength", "run_length", "steps_done"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ def run_length(config: RunConfig, examples: Sequence[Example]) -> RunLength:
     trained = round(uses * (1 - held_out / max(1, len(examples))))
     # Left-overs of the shapes are put together into mixed steps, so an epoch is as short as it can be.
     per_epoch = max(1, -(-trained // config.step_size))
-    return RunLength(per_epoch, config.max_steps or (config.epochs or 10) * per_epoch, _steps_done(config.output_dir))
+    return RunLength(per_epoch, config.max_steps or (config.epochs or 10) * per_epoch, steps_done(config.output_dir))
 
 
-def _steps_done(output_dir: Path) -> int:
+def steps_done(output_dir: Path) -> int:
+    """Steps that the newest checkpoint in an output folder holds."""
     found = list_checkpoints(output_dir)
     return int(found[-1].name.removeprefix("checkpoint-")) if found else 0

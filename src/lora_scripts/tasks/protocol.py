@@ -5,7 +5,7 @@ The loop, the checkpoints, the validation, the planner and the report are the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
     from lora_scripts.adapters.lora import Adapter
     from lora_scripts.choosing.chooser import Comparison
-    from lora_scripts.config import RunConfig
+    from lora_scripts.config import RunConfig, Size
     from lora_scripts.data.sampler import StepPlan
     from lora_scripts.data.split import Split
-    from lora_scripts.data.training_data import Listing
+    from lora_scripts.data.training_data import Listing, TrainingData
     from lora_scripts.families.protocol import ModelFamily
     from lora_scripts.models.source import BaseModel
     from lora_scripts.preflight.findings import Report
     from lora_scripts.training.events import Events
     from lora_scripts.training.resume import Resumable
 
-__all__ = ["Finishing", "Prepared", "Previewing", "Progress", "Run", "Task"]
+__all__ = ["DataOutline", "Finishing", "Prepared", "Previewing", "Progress", "Run", "Task"]
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total); may raise to stop."""
@@ -44,6 +44,28 @@ class Prepared:
     listing: Listing
     parts: Split
     check: Report
+
+
+@dataclass(frozen=True)
+class DataOutline:
+    """What a run will train on, as far as it is known without the model's weights.
+
+    Attributes:
+        train: what trains; its batches may be fake tensors.
+        facts: (what, value) pairs for people.
+        unit: what the examples' `cost` counts, in the plural.
+        is_measured: whether examples are held out to measure the validation loss on.
+        smaller: the same with smaller examples, mildest first: (setting, what trains then).
+        previews, resolution: pictures rendered each time, and their size.
+    """
+
+    train: TrainingData
+    facts: Sequence[tuple[str, str]]
+    unit: str
+    is_measured: bool
+    smaller: Callable[[], Iterator[tuple[str, TrainingData]]]
+    previews: int = 0
+    resolution: Size = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -115,6 +137,14 @@ class Task(Protocol):
 
         Raises:
             DataError: there is nothing to train on, or the check found something red and `force` is not set.
+        """
+        ...
+
+    def outline(self, family: ModelFamily, device: torch.device, progress: Progress) -> DataOutline:
+        """The data as a plan needs it; the family may be one without weights.
+
+        Raises:
+            DataError: there is nothing to train on.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from lora_scripts.choosing.by_pictures import ByPictures
@@ -12,13 +12,14 @@ from lora_scripts.data.cache import EncodingCache, cache_folder
 from lora_scripts.data.captions import CaptionSettings
 from lora_scripts.data.dataset import Dataset, open_dataset, require_folder
 from lora_scripts.data.encoded import encode_all
+from lora_scripts.data.outlined import OutlinedPictures
 from lora_scripts.data.split import split
 from lora_scripts.families import num_parameters
 from lora_scripts.finish import Finish
 from lora_scripts.preflight.before_run import check_before_run
 from lora_scripts.preflight.model_step import LoadedModel
 from lora_scripts.previews import Previews, preview_requests
-from lora_scripts.tasks.protocol import Finishing, Prepared, Previewing, Progress, Run
+from lora_scripts.tasks.protocol import DataOutline, Finishing, Prepared, Previewing, Progress, Run
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from lora_scripts.training.resume import Resumable
 
 __all__ = ["TextToImage"]
+
+
+SIDES = (1024, 768, 640, 512, 448, 384, 320, 256, 192, 128)
+"""Resolutions to go down by."""
 
 
 class TextToImage:
@@ -68,6 +73,24 @@ class TextToImage:
         parts = split(data, config.validation_pictures)
         self._dataset = parts.train.dataset
         return Prepared(data.dataset, parts, check)
+
+    def outline(self, family: PictureFamily, device: torch.device, progress: Progress) -> DataOutline:
+        """Pictures by their sizes; none is decoded."""
+        config, side = self._config, family.default_resolution
+        resolution = config.resolution or (side, side)
+        dataset = open_dataset(config, resolution)
+        parts = split(OutlinedPictures(dataset, family), config.validation_pictures)
+        self._dataset = parts.train.dataset
+
+        def smaller() -> Iterator[tuple[str, OutlinedPictures]]:
+            for side in SIDES:
+                if side * side < resolution[0] * resolution[1]:
+                    other = open_dataset(config, (side, side))
+                    yield f"resolution: {side}", OutlinedPictures(other, family)
+
+        previews = len(preview_requests(config, dataset, resolution, device, num_parameters(family)))
+        measured = parts.held_out is not None
+        return DataOutline(parts.train, self.facts(), "pixels", measured, smaller, previews, resolution)
 
     def facts(self) -> Sequence[tuple[str, str]]:
         buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self._dataset.bucket_counts.items())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from lora_scripts.training.events import Answers, Level, Listener, Preview, RunStart, StepReport, Validation
-from lora_scripts.training.log_file import duration, in_gib, one_line, shortened, speed, step_line
+from lora_scripts.training.log_file import duration, in_gib, one_line, shortened, speed, step_line, use_of_time
 from lora_scripts.words import PICTURES, words_of
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ class ConsoleListener(Listener):
             f"lr {rate:.1e}",
             speed(report.rate, self._words),
             in_gib(report.memory.current_bytes),
+            *use_of_time(report),
         ]
         # train, bar, steps, time left, and the gaps between them.
         taken = 5 + self._bar_width() + 2 * len(str(report.max_steps)) + 1 + len("0:00:00 left") + 5

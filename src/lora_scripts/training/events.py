@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.dialogues.answers import Answer
     from lora_scripts.training.memory import MemoryReading
+    from lora_scripts.training.throughput import Throughput
 
 __all__ = ["Answers", "Events", "Listener", "Preview", "RunStart", "StepReport", "Validation"]
 
@@ -52,6 +53,7 @@ class StepReport:
         grad_norm: of the last step, before it is shortened to `max_grad_norm`.
         rate: pictures, or learnt tokens, per second since the last report; previews and saves left out.
         eta_s: seconds until the last step at this speed, previews and saves left out.
+        throughput: where the time went; None in records of older versions.
     """
 
     step: int
@@ -64,6 +66,7 @@ class StepReport:
     rate: float
     eta_s: float
     memory: MemoryReading
+    throughput: Throughput | None = None
 
     @property
     def loss(self) -> float:

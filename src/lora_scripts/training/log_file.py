@@ -22,7 +22,7 @@ from lora_scripts.words import PICTURES, Words, words_of
 if TYPE_CHECKING:
     from io import FileIO
 
-__all__ = ["AppendFile", "LogFile", "duration", "in_gib", "one_line", "shortened", "speed", "step_line"]
+__all__ = ["AppendFile", "LogFile", "duration", "in_gib", "one_line", "shortened", "speed", "step_line", "use_of_time"]
 
 _ROOM_MB = 1
 """What a log asks for when the disk is full: much more than an entry, so that the next try does not fail a step later."""
@@ -174,6 +174,15 @@ def speed(rate: float, words: Words) -> str:
     return f"{rate:,.0f} {words.short_unit}/s" if rate >= 100 else f"{rate:.2f} {words.short_unit}/s"
 
 
+def use_of_time(report: StepReport) -> list[str]:
+    """`padding 3%`, `waiting 1%`, `38% of peak`, as far as they are known."""
+    found = report.throughput
+    if found is None:
+        return []
+    parts = [("{:.0%} of peak", found.peak_share), ("padding {:.0%}", found.padding), ("waiting {:.0%}", found.waiting)]
+    return [text.format(share) for text, share in parts if share is not None]
+
+
 def step_line(report: StepReport, words: Words = PICTURES) -> str:
     """The numbers of a report on one line, without colour, as train.log and terminals that are files show them."""
     width = len(str(report.max_steps))
@@ -185,7 +194,7 @@ def step_line(report: StepReport, words: Words = PICTURES) -> str:
     return (
         f"step {report.step:>{width}}/{report.max_steps}  {percent:>4}  epoch {report.epoch:.2f}"
         f"  loss {report.loss:.4f}  smoothed {report.loss_smoothed:.4f}  {rates}  grad norm {report.grad_norm:.3f}"
-        f"  {speed(report.rate, words)}  memory {in_gib(report.memory.current_bytes)}"
+        f"  {'  '.join([speed(report.rate, words), *use_of_time(report)])}  memory {in_gib(report.memory.current_bytes)}"
         f" (peak {in_gib(report.memory.peak_bytes)})  {duration(report.eta_s)} left"
     )
 

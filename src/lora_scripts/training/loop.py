@@ -22,6 +22,7 @@ from lora_scripts.training.optimizers import effective_learning_rates, set_learn
 from lora_scripts.training.picture_losses import PictureLosses
 from lora_scripts.training.snapshot import Snapshot
 from lora_scripts.training.spill import SpillGuard
+from lora_scripts.training.throughput import ThroughputMeter
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.lora import Adapter
@@ -115,7 +116,8 @@ def train(
     draws = Draws(config.seed)
     warmup_steps = resolve_warmup(config.warmup_steps, max_steps)
     parameters = list(adapter.parameters())
-    meter = _Meter(state, max_steps, plan.steps_per_epoch, events, device)
+    throughput = ThroughputMeter(family, device)
+    meter = _Meter(state, max_steps, plan.steps_per_epoch, events, device, throughput)
     guard = Guard(**state.guard)
     saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
     micro_batches = MicroBatches(plan, state.micro_batch or config.micro_batch, events, device)
@@ -124,7 +126,8 @@ def train(
     picture_losses = PictureLosses(num_examples, state.picture_losses)
 
     def backward(uses: Sequence[Sample]) -> Loss:
-        loss = family.loss(data.batch(uses, device), draws)
+        batch = throughput.batch(lambda: data.batch(uses, device))
+        loss = family.loss(batch, draws)
         scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
         picture_losses.add(uses, loss)
         return loss
@@ -237,10 +240,16 @@ class _Meter:
     """Collects losses and turns them into reports."""
 
     def __init__(
-        self, state: LoopState, max_steps: int, steps_per_epoch: int, events: Events, device: torch.device
+        self,
+        state: LoopState,
+        max_steps: int,
+        steps_per_epoch: int,
+        events: Events,
+        device: torch.device,
+        throughput: ThroughputMeter,
     ) -> None:
         self._state, self._max_steps, self._steps_per_epoch = state, max_steps, steps_per_epoch
-        self._events, self._device = events, device
+        self._events, self._device, self._throughput = events, device, throughput
         self._losses: list[float] = []
         self._grad_norm = 0.0
         self._examples = 0
@@ -271,6 +280,7 @@ class _Meter:
                 rate=self._examples / seconds,
                 eta_s=(self._max_steps - step) * seconds / len(losses),
                 memory=memory_now(self._device),
+                throughput=self._throughput.take(seconds),
             )
         )
         self._losses, self._examples = [], 0
@@ -279,6 +289,7 @@ class _Meter:
     def forget(self) -> None:
         """Drops what was collected since the last report: the run goes back before it."""
         self._losses, self._examples = [], 0
+        self._throughput.forget()
         self._began = time.perf_counter()
 
     def resume_clock(self) -> None:

@@ -22,6 +22,8 @@ from lora_scripts.words import PICTURES, Words, words_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from lora_scripts.training.throughput import Throughput
+
 __all__ = ["TensorBoardListener"]
 
 _MAX_CAPTIONS = 100
@@ -31,8 +33,8 @@ _FILE_NUMBER = itertools.count()
 class TensorBoardListener(Listener):
     """Writes one event file per start into `log_dir`; a resumed run's curves join the older ones.
 
-    Tags: loss/train (every step), loss/smoothed, lr/<group>, grad_norm, speed/images_per_s (or trained_tokens_per_s), memory/current_gib and
-    memory/peak_gib; validation/held_out, validation/training, validation/gap; preview/<n> pictures with their prompts as
+    Tags: loss/train (every step), loss/smoothed, lr/<group>, grad_norm, speed/images_per_s (or trained_tokens_per_s),
+    speed/waiting, speed/padding and speed/of_peak (shares), memory/current_gib and memory/peak_gib; validation/held_out, validation/training, validation/gap; preview/<n> pictures with their prompts as
     texts; answers, a table of base model and LoRA as text, answers/ended and answers/repeated; config, run and captions as texts. The page "custom scalars" shows the validation losses and their gap in one chart.
     """
 
@@ -64,6 +66,7 @@ class TensorBoardListener(Listener):
             f"speed/{self._words.rate_tag}": report.rate,
             "memory/current_gib": report.memory.current_bytes / gib,
             "memory/peak_gib": report.memory.peak_bytes / gib,
+            **_shares(report.throughput),
         }
         self._add(
             [
@@ -209,6 +212,13 @@ def _text(tag: str, markdown: str, step: int) -> list[Any]:
     # protobuf strings must be valid UTF-8, which undecodable file names are not.
     clean = markdown.encode("utf-8", errors="replace").decode("utf-8")
     return [Event(step=step, summary=text(tag, clean))]  # type: ignore[no-untyped-call]
+
+
+def _shares(found: Throughput | None) -> dict[str, float]:
+    if found is None:
+        return {}
+    shares = {"waiting": found.waiting, "padding": found.padding, "of_peak": found.peak_share}
+    return {f"speed/{name}": share for name, share in shares.items() if share is not None}
 
 
 def _tag(name: str) -> str:

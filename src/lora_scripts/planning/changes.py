@@ -1,0 +1,107 @@
+"""What would make a run fit that does not: changes of the config, the cheapest first, each with what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES, SCRATCH, MemoryNeeds, MemoryPlan, micro_batch_sizes
+from lora_scripts.planning.quantised_bytes import QUANTIZATIONS
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_scripts.config import RunConfig
+    from lora_scripts.planning.passes import Passes
+    from lora_scripts.tasks.protocol import DataOutline
+
+__all__ = ["Change", "changes_that_save"]
+
+SMALL_OPTIMIZER = "adamw8bit"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change, on top of those before it.
+
+    Attributes:
+        setting: as it stands in the YAML.
+        price: what it costs beside memory.
+        num_bytes: the peak of a step after it.
+        saves: less than before it.
+        fits: whether the run fits then.
+    """
+
+    setting: str
+    price: str
+    num_bytes: int
+    saves: int
+    fits: bool
+
+
+def changes_that_save(
+    config: RunConfig,
+    device: torch.device,
+    plan: MemoryPlan,
+    needs: MemoryNeeds,
+    passes: Passes,
+    data: DataOutline,
+) -> list[Change]:
+    """Changes until the run fits, or all there are.
+
+    Args:
+        device: that will train; the 8-bit optimizer needs CUDA.
+        plan: one that does not fit.
+    """
+    found: list[Change] = []
+    before = plan.num_bytes
+    for setting, price, num_bytes in _steps(config, device, plan, needs, passes, data):
+        if num_bytes < before:
+            found.append(Change(setting, price, num_bytes, before - num_bytes, num_bytes <= plan.budget_bytes))
+            before = num_bytes
+        if before <= plan.budget_bytes:
+            break
+    return found
+
+
+def _steps(
+    config: RunConfig,
+    device: torch.device,
+    plan: MemoryPlan,
+    needs: MemoryNeeds,
+    passes: Passes,
+    data: DataOutline,
+) -> Iterator[tuple[str, str, int]]:
+    """(setting, price, bytes) in the order of what they cost."""
+    step_size = plan.micro_batch * plan.accumulation
+    size, checkpointing = plan.micro_batch, plan.checkpointing
+
+    def total() -> int:
+        return needs.total(size, checkpointing, step_size // size)
+
+    smaller = [other for other in micro_batch_sizes(step_size) if other < size]
+    if smaller:
+        fitting = (s for s in smaller if needs.total(s, checkpointing, step_size // s) <= plan.budget_bytes)
+        size = next(fitting, smaller[-1])
+        yield f"batch_size: {size}, gradient_accumulation_steps: {step_size // size}", "the result is the same", total()
+    if not checkpointing:
+        checkpointing = True
+        yield "gradient_checkpointing: true", "a third more time, the result is the same", total()
+    if device.type == "cuda" and OPTIMIZER_BYTES[config.optimizer] > OPTIMIZER_BYTES[SMALL_OPTIMIZER]:
+        per_weight = OPTIMIZER_BYTES[config.optimizer]
+        needs = replace(needs, optimizer=needs.optimizer * OPTIMIZER_BYTES[SMALL_OPTIMIZER] // per_weight)
+        yield f"optimizer: {SMALL_OPTIMIZER}", "moments are rounded", total()
+    held = QUANTIZATIONS.index(config.quantization)
+    stronger = (
+        QUANTIZATIONS[held + 1 :] if config.task_type == "text-generation" and config.lora_init != "pissa" else ()
+    )
+    for kind in stronger:
+        more = passes.saved_by(kind) - passes.saved_by(QUANTIZATIONS[held])
+        needs, held = needs.beside(-more), QUANTIZATIONS.index(kind)
+        yield f"quantization: {kind}", "weights are rounded", total()
+    for setting, data_then in data.smaller():
+        other = passes.with_data(data_then)
+        pass_bytes = other.trace(size, checkpointing).peak_bytes
+        needs = replace(needs, of_pass=lambda *_, taken=pass_bytes: taken, factor=SCRATCH)
+        yield setting, "less is seen of each example", total()

@@ -1,0 +1,166 @@
+"""What a run will take, from its config alone: no weight is read and nothing is computed.
+
+The model is built with fake tensors, so that the predictors of a run (`planning.passes`, `planning.memory_plan`) can be asked
+the same questions before there is a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_scripts.attaching import attach_adapter
+from lora_scripts.config import RunConfig
+from lora_scripts.data.sampler import StepPlan
+from lora_scripts.devices import choose_device, choose_dtype
+from lora_scripts.errors import ModelError
+from lora_scripts.families import family_class
+from lora_scripts.models.source import resolve_base_model
+from lora_scripts.planning.activations import UnpredictableError
+from lora_scripts.planning.budget import USABLE, memory_budget
+from lora_scripts.planning.changes import Change, changes_that_save
+from lora_scripts.planning.fit_memory import written_cut
+from lora_scripts.planning.memory_plan import MemoryPlan, choose_plan
+from lora_scripts.planning.memory_terms import Term, memory_terms
+from lora_scripts.planning.passes import Passes
+from lora_scripts.preflight.disk import DiskNeed, output_need
+from lora_scripts.preflight.run_length import RunLength, steps_done
+from lora_scripts.tasks import task_of
+from lora_scripts.training.chosen import Chosen
+from lora_scripts.training.events import Events
+from lora_scripts.training.matmul_rate import matmul_rate
+from lora_scripts.training.validation import LARGEST_SHARE
+
+if TYPE_CHECKING:
+    from lora_scripts.models.source import BaseModel
+    from lora_scripts.tasks.protocol import Progress
+
+__all__ = ["Forecast", "Work", "make_forecast"]
+
+CUDA_BYTES = 500_000_000
+"""A guess of what CUDA takes for itself in every process: kernels, handles, buffers; 0.3 to 0.6 GB by card and driver."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run computes.
+
+    Attributes:
+        steps: optimizer steps still to do.
+        examples: uses of them, by their number.
+        cost: tokens or pixels of these uses.
+        unit: which of both, in the plural.
+        flops: floating-point operations, measurements of the validation loss included.
+        flops_per_s: of this machine in plain matrix products; None where it was not measured.
+    """
+
+    steps: int
+    examples: int
+    cost: int
+    unit: str
+    flops: float
+    flops_per_s: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """At the speed of plain matrix products: a run takes this long at least."""
+        return None if self.flops_per_s is None else self.flops / self.flops_per_s
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The answer of `lora-scripts plan`.
+
+    Attributes:
+        facts: (what, value) pairs about the model and the data.
+        plan: how a step is cut, what it takes at its peak and what may be used.
+        terms: `plan.num_bytes` by what it is for.
+        changes: what makes it fit, cheapest first; empty where it fits. The last one alone may make it fit.
+        device_bytes: what `--memory-gb` said; None for this machine.
+    """
+
+    facts: Sequence[tuple[str, str]]
+    plan: MemoryPlan
+    terms: Sequence[Term]
+    changes: Sequence[Change]
+    work: Work
+    disk: DiskNeed
+    device_bytes: int | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.plan.fits
+
+
+def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress) -> Forecast:
+    """Memory, work and disk of a run.
+
+    Args:
+        memory_gb: memory of another machine's graphics card, in 10^9 bytes; None for this machine.
+        progress: told (what, done, total) while dialogues are tokenised.
+    Raises:
+        LoraScriptsError: the model or the data cannot be used, or the model cannot be run with fake tensors.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    task = task_of(config)
+    source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
+    device = choose_device(config.device)
+    began = Chosen.read(config.output_dir)
+    dtype = choose_dtype(config, device, source, began) if memory_gb is None else _dtype_of_a_card(config, source)
+    # An older LoRA to go on from changes no shape, so it is not read.
+    settings = config.model_copy(update={"init_lora_weights": None})
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        family = family_class(source.family).outline(source, config, device, dtype)
+        adapter = attach_adapter(family, settings, Events())
+    data = task.outline(family, device, progress)
+
+    # Memory.
+    passes = Passes(config, family, adapter, data.train, device)
+    card = torch.device("cuda") if memory_gb is not None else device
+    held = 0 if memory_gb is None else CUDA_BYTES
+    budget = memory_budget(device, config.memory_limit_gb, 0) if memory_gb is None else round(USABLE * memory_gb * 1e9)
+    micro_batch, checkpointing = written_cut(config, card, began)
+    try:
+        needs = passes.needs.beside(held - passes.saved_by(config.quantization))
+        plan = choose_plan(needs, budget, config.step_size, micro_batch=micro_batch, checkpointing=checkpointing)
+        terms = memory_terms(passes, adapter, needs, plan, config, held)
+        changes = [] if plan.fits else changes_that_save(config, card, plan, needs, passes, data)
+        trace = passes.trace(plan.micro_batch, plan.checkpointing)
+    except UnpredictableError as error:
+        raise ModelError(
+            f"base_model {config.base_model}: what it takes cannot be predicted ({error}). A run finds out as it goes."
+        ) from None
+
+    # Work and disk.
+    steps = StepPlan.of(data.train.examples, config.step_size, config.seed)
+    length = RunLength(
+        steps.steps_per_epoch,
+        config.max_steps or (config.epochs or 10) * steps.steps_per_epoch,
+        steps_done(config.output_dir),
+    )
+    cost = sum(each.cost * each.repeats for each in data.train.examples)
+    cost = round(cost / steps.steps_per_epoch * length.to_do)
+    more = 1 + (LARGEST_SHARE if data.is_measured and config.validate_every != 0 else 0)
+    work = Work(
+        length.to_do,
+        round(steps.uses_per_epoch / steps.steps_per_epoch * length.to_do),
+        cost,
+        data.unit,
+        more * cost * trace.flops / passes.cost(plan.micro_batch),
+        matmul_rate(device, dtype) if memory_gb is None else None,
+    )
+    disk = output_need(config, length, adapter.num_parameters, len(data.train.examples), data.previews, data.resolution)
+    kind = str(dtype).removeprefix("torch.")
+    facts = [("base model", f"{source.title} ({source.family}), {kind}"), *data.facts]
+    return Forecast(facts, plan, terms, changes, work, disk, None if memory_gb is None else round(memory_gb * 1e9))
+
+
+def _dtype_of_a_card(config: RunConfig, source: BaseModel) -> torch.dtype:
+    """As `choose_dtype` would choose on a graphics card of the last years."""
+    if config.mixed_precision == "auto":
+        return torch.bfloat16
+    return choose_dtype(config, torch.device("cuda"), source)
