@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -102,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Nothing is fetched that the user did not ask for; `allow_download` and `--download` lift this for one model.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells everyone who imports it what kernels it lacks
     arguments = build_parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -113,14 +114,14 @@ class CausalLanguageModel:
 
     def set_checkpointing(self, on: bool) -> None:
         """Layers are computed again in the backward pass; their dropout, if any, stays off."""
+        from torch.utils.checkpoint import checkpoint
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        if on:
-            # What is computed again, in the backward pass, must attend as it did the first time.
-            again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self._attention())}
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
+        # What is computed again, in the backward pass, must attend as it did the first time.
+        again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), self._attention()))
         for layer in self.model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
+                layer._gradient_checkpointing_func = again
                 layer.gradient_checkpointing = on
                 layer.training = on  # transformers asks for it; the modules below it stay in evaluation mode
 
