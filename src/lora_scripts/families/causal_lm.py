@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -164,15 +164,12 @@ class CausalLanguageModel:
         lengths = batch.filled["tokens"]
         real, rows = sum(lengths), batch.tensors["tokens"].numel()
         places, texts = (real, lengths) if self.packs else (rows, [batch.tensors["tokens"].shape[1]] * len(lengths))
-        head = self.model.get_output_embeddings()
-        own_head = self._head() is not None
-        frozen = sum(4 * m.in_features * m.out_features for m in self._linear_layers() if m is not head)
-        trained = sum(6 * p.numel() for p in self.model.parameters() if p.requires_grad)
-        scores = 4 * head.in_features * head.out_features * (sum(batch.filled["targets"]) if own_head else places)
+        of_token, of_score = self._operations
+        scores = of_score * (sum(batch.filled["targets"]) if self._head() is not None else places)
         settings = self.model.config.get_text_config()
         # Two products forward and five backward, of every token with those before it.
         attention = 7 * settings.num_hidden_layers * settings.hidden_size * sum(length**2 for length in texts)
-        flops = float((frozen + trained) * places + scores + attention)
+        flops = float(of_token * places + scores + attention)
         return PassWork(flops, places, places - real, self.model.dtype)
 
     def predict(self, batch: Batch, draws: Draws) -> Tensor:
@@ -189,6 +186,14 @@ class CausalLanguageModel:
         return [answerer.answer(request) for request in requests]
 
     # Running the model -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _operations(self) -> tuple[int, int]:
+        """Of a token in the layers, adapter included, and in the head; counted once, because it takes a walk over the model."""
+        head = self.model.get_output_embeddings()
+        frozen = sum(4 * m.in_features * m.out_features for m in self._linear_layers() if m is not head)
+        trained = sum(6 * p.numel() for p in self.model.parameters() if p.requires_grad)
+        return frozen + trained, 4 * head.in_features * head.out_features
 
     def _linear_layers(self) -> list[nn.Linear]:
         return [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)]
