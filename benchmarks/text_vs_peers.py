@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
@@ -360,18 +361,21 @@ def peer_command(job: Job, options: argparse.Namespace) -> list[str]:
 
 def curve(size: str, peer: str, options: argparse.Namespace) -> dict[str, Any]:
     """The losses of both sides, step by step, padded and in float32."""
-    losses, facts = {}, {}
-    # Checkpointing changes no loss, only how long it takes.
-    for side in (Side("ours", packing=False), Side(peer, checkpointing=False)):
-        print(f"{size}: curve, {side.name} ...", flush=True)
-        runner = Runner(side, size, options.curve_steps + 1, options, packed_order=False, log_every=1)
-        for _ in range(options.curve_steps + 1):  # one more, because a step's loss is told while the next one begins
-            runner.step()
+    sides = [
+        Side("ours", packing=False),
+        Side(peer, checkpointing=False),
+    ]  # which changes no loss, only the time it takes
+    steps = options.curve_steps + 1  # because a step's loss is told while the next one goes on
+    print(f"{size}: losses, {' and '.join(side.name for side in sides)} ...", flush=True)
+    runners = [Runner(side, size, steps, options, packed_order=False, log_every=1) for side in sides]
+    with ThreadPoolExecutor() as pool:
+        for _ in range(steps):
+            list(pool.map(Runner.step, runners))
+    for runner in runners:
         runner.close()
-        losses[side.who] = runner.losses[: options.curve_steps]
-        facts[side.who] = runner.facts
-        assert len(losses[side.who]) == options.curve_steps, f"{side.name}: {len(runner.losses)} losses"
-    return {"losses": losses, "facts": facts[peer]}
+        assert len(runner.losses) >= options.curve_steps, f"{runner.side.name}: {len(runner.losses)} losses"
+    losses = {runner.side.who: runner.losses[: options.curve_steps] for runner in runners}
+    return {"losses": losses, "facts": runners[1].facts}
 
 
 def contest(size: str, sides: Sequence[Side], options: argparse.Namespace) -> list[dict[str, Any]]:
