@@ -176,7 +176,8 @@ class Curve:
             py = height - margin - (values - low) / max(high - low, 1e-9) * (height - margin - 10)
             pen.line([*zip(px, py, strict=True)], fill=inks[k % 6], width=2)
             pen.text((margin + 6 + 150 * (k % 3), height - 28 + 12 * (k // 3)), f"{y} {a[-1, 1]:.3g}", fill=inks[k % 6])
-        pen.text((width - 110, 14), f"{x} 0..{self.rows[-1].get(x, 0):.0f}", fill=(90, 90, 90))
+        last = self.rows[-1].get(x, 0) if self.rows else 0  # only the first of a team keeps rows
+        pen.text((width - 110, 14), f"{x} 0..{last:.0f}", fill=(90, 90, 90))
         canvas.save(self.path.with_suffix(".png"), optimize=True)
 
 
