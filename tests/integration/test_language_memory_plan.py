@@ -16,13 +16,13 @@ from helpers.seen import StopAfter, train
 Settings = Callable[..., dict[str, Any]]
 AUTO = {"batch_size": "auto", "effective_batch": 4, "gradient_checkpointing": "auto"}
 
-# The tiny model takes 0.15 MB with its optimizer. A pass of four dialogues takes 0.83 MB at most, of two 0.56, of one 0.28;
-# with checkpointing 0.49, 0.32 and 0.16. A tenth is added, and where a step is cut up, its gradients.
+# The tiny model takes 0.15 MB with its optimizer. A pass of four dialogues takes 0.75 MB at most, of two 0.51, of one 0.26;
+# with checkpointing 0.44, 0.31 and 0.15. A tenth is added, and where a step is cut up, its gradients.
 CUTS = {
     0.0011: "batch 4 in one pass, checkpointing off",
     0.0008: "batch 4 as 2 passes of 2, checkpointing off",
     0.0006: "batch 4 as 4 passes of 1, checkpointing off",
-    0.00045: "batch 4 as 4 passes of 1, checkpointing on",
+    0.0004: "batch 4 as 4 passes of 1, checkpointing on",
 }
 """memory_limit_gb -> what is chosen."""
 
