@@ -133,7 +133,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
 
     terminal = Impatient()
     monkeypatch.setattr(sys, "stdout", terminal)
-    _, err = chat(capsys, monkeypatch, folders, "Hi?\nAnd?\n")
+    # A shell that runs the tests in the background leaves the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _, err = chat(capsys, monkeypatch, folders, "Hi?\nAnd?\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
     whole = said("Hi?").text
     lines = terminal.getvalue().split("\n")
     begun = lines[0]
