@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from lora_scripts.data.dataset import LeftOut
 from lora_scripts.dialogues.conversation import Dialogue
@@ -36,16 +36,6 @@ class DialogueSet:
     def num_copies(self) -> int:
         """Rows that say what an earlier one says, to the letter."""
         return sum(count - 1 for count in Counter(example.digest for example in self.examples).values())
-
-    def identity(self) -> dict[str, str]:
-        """Name -> content of every row."""
-        return {example.name: f"{example.digest[:16]} x{example.repeats}" for example in self.examples}
-
-    def without(self, failures: Sequence[LeftOut]) -> DialogueSet:
-        """The set less the rows that turned out to be of no use."""
-        names = {failure.name for failure in failures}
-        kept = [example for example in self.examples if example.name not in names]
-        return replace(self, examples=kept, left_out=[*self.left_out, *failures])
 
     def summary(self) -> list[str]:
         """How many rows train, and the names of those that do not, one line each, at most twenty."""
