@@ -1,0 +1,100 @@
+"""What a denoiser is asked to learn: noise put on latents, and the loss of what the model makes of them.
+
+The same for every family that predicts noise or velocity; a family only says how its denoiser is called.
+
+Legend for shapes: B batch, C latent channels, h w latent height and width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from lora_scripts.families.protocol import Loss
+from lora_scripts.objectives.ddpm import (
+    NoiseSchedule,
+    add_noise,
+    min_snr_weights,
+    offset_noise,
+    sample_timesteps,
+    snr,
+    training_target,
+)
+
+if TYPE_CHECKING:
+    from lora_scripts.config import RunConfig
+    from lora_scripts.families.protocol import Batch
+    from lora_scripts.training.draws import Draws
+
+__all__ = ["DenoisingObjective", "Noised"]
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Latents as the denoiser sees them.
+
+    Attributes:
+        noisy_latents: [B,C,h,w].
+        target: [B,C,h,w] what it is to predict from them.
+        timesteps: [B], 0..T-1.
+    """
+
+    noisy_latents: Tensor
+    target: Tensor
+    timesteps: Tensor
+
+
+class DenoisingObjective:
+    """Noise levels, noise, target and loss, as the config asks for them.
+
+    Attributes:
+        schedule: of the noise, on the training device.
+    """
+
+    def __init__(self, config: RunConfig, schedule: NoiseSchedule, device: torch.device) -> None:
+        self._config, self._device = config, device
+        self.schedule = schedule.to(device)
+
+    def noised(self, batch: Batch, draws: Draws) -> Noised:
+        """The batch's latents, drawn from their distribution, with noise on them."""
+        config, keys = self._config, batch.keys
+        mean, std = batch.tensors["latents_mean"], batch.tensors["latents_std"]
+        shape = mean.shape[1:]
+        latents = torch.addcmul(mean, std, self._on_device(draws.normal(keys, shape, "posterior")))
+        noise = self._on_device(draws.normal(keys, shape, "noise"))
+        if config.noise_offset and batch.levels is None:
+            offsets = self._on_device(draws.normal(keys, (shape[0], 1, 1), "offset"))
+            noise = offset_noise(noise, offsets, config.noise_offset)
+        timesteps = self._on_device(self._timesteps(batch, draws))
+        noisy_latents = add_noise(self.schedule, latents, noise, timesteps)
+        return Noised(noisy_latents, training_target(self.schedule, latents, noise, timesteps), timesteps)
+
+    def loss(self, model_pred: Tensor, noised: Noised) -> Loss:
+        """Mean squared error of the predicted noise (or velocity), one number per picture, summed."""
+        per_example = mse_loss(model_pred.float(), noised.target, reduction="none").mean(dim=(1, 2, 3))
+        weighted = per_example
+        if self._config.min_snr_gamma:
+            ratio = snr(self.schedule, noised.timesteps)
+            weighted = per_example * min_snr_weights(ratio, self._config.min_snr_gamma, self.schedule.prediction)
+        low, high = self._trained_range()
+        levels = (noised.timesteps - low + 0.5) / (high - low)
+        return Loss(weighted.sum(), len(per_example), per_example.detach(), levels)
+
+    def _timesteps(self, batch: Batch, draws: Draws) -> Tensor:
+        """[B] as drawn, or as the batch prescribes them."""
+        low, high = self._trained_range()
+        if batch.levels is not None:
+            return torch.tensor([min(low + int(level * (high - low)), high - 1) for level in batch.levels])
+        strata = batch.strata if self._config.timestep_sampling == "stratified" else None
+        return sample_timesteps(draws, batch.keys, self.schedule.num_train_timesteps, low=low, high=high, strata=strata)
+
+    def _trained_range(self) -> tuple[int, int]:
+        """The noise levels that are trained, as (lowest timestep, highest + 1)."""
+        return self._config.min_timestep, min(self._config.max_timestep + 1, self.schedule.num_train_timesteps)
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        return values.to(self._device, non_blocking=True)
