@@ -9,13 +9,12 @@ from lora_scripts.errors import ModelError
 from lora_scripts.objectives.ddpm import (
     NoiseSchedule,
     add_noise,
-    debiased_weights,
-    min_snr_weights,
-    offset_noise,
     sample_timesteps,
     snr,
     training_target,
 )
+from lora_scripts.objectives.noise import offset_noise
+from lora_scripts.objectives.weights import debiased_weights, min_snr_weights
 from lora_scripts.training.draws import Draws
 
 SD15 = {

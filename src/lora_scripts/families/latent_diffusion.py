@@ -97,7 +97,7 @@ class LatentDiffusion(ABC):
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The loss of the predicted noise (or velocity), one number per picture, summed."""
         noised = self._objective.noised(batch, draws)
-        return self._objective.loss(self._denoise(noised.noisy_latents, noised.timesteps, batch), noised)
+        return self._objective.loss(self._denoise(noised.noisy_latents, noised.timesteps, batch), noised, batch)
 
     def work(self, batch: Batch) -> None:
         return None

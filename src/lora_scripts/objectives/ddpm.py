@@ -24,9 +24,6 @@ __all__ = [
     "NoiseSchedule",
     "Prediction",
     "add_noise",
-    "debiased_weights",
-    "min_snr_weights",
-    "offset_noise",
     "sample_timesteps",
     "snr",
     "training_target",
@@ -140,17 +137,6 @@ def sample_timesteps(
     return (low + position * (high - low)).long().clamp_(max=high - 1)
 
 
-def offset_noise(noise: Tensor, offsets: Tensor, strength: float) -> Tensor:
-    """Noise [B,C,h,w] whose channels are each shifted as a whole, so that very dark and very bright can be learned.
-
-    Args:
-        offsets: [B,C,1,1] standard normal.
-        strength: about 0.03 to 0.1; 0 returns the noise as it is.
-    Source: Guttenberg 2023, "Diffusion with offset noise"; as in diffusers' training examples.
-    """
-    return noise if strength == 0 else noise + strength * offsets.to(noise)
-
-
 def add_noise(schedule: NoiseSchedule, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """Noisy latents [B,C,h,w]: sqrt(a) * latents + sqrt(1 - a) * noise.
 
@@ -176,40 +162,6 @@ def snr(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
     """[B] float32, (alpha_t / sigma_t)**2: a plain ratio rather than decibels; 0 at a zero terminal."""
     share = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
     return share / (1.0 - share)
-
-
-def min_snr_weights(ratio: Tensor, gamma: float, prediction: Prediction) -> Tensor:
-    """Per-image loss weights that cap the pull of nearly clean images.
-
-    Args:
-        ratio: [B], the signal-to-noise ratio (alpha_t / sigma_t)**2.
-        gamma: the cap; the paper recommends 5.0.
-        prediction: what the model predicts.
-    Returns:
-        [B], min(snr, gamma) / snr for epsilon, min(snr, gamma) / (snr + 1) for v.
-    Raises:
-        ValueError: gamma is not positive.
-    Source: Hang et al. 2023, arXiv 2303.09556, section 3.4.
-    """
-    if gamma <= 0:
-        raise ValueError(f"gamma must be positive, not {gamma}")
-    if prediction == "epsilon":
-        # Written as a quotient by snr alone, so that a terminal of zero gives its limit 1 rather than 0 / 0.
-        return (gamma / ratio).clamp(max=1.0)
-    return ratio.clamp(max=gamma) / (ratio + 1.0)
-
-
-def debiased_weights(ratio: Tensor, prediction: Prediction, *, most: float = 1000.0) -> Tensor:
-    """Per-image loss weights that raise the noisy timesteps: 1 / sqrt(snr) for epsilon, 1 / (snr + 1) for v.
-
-    Args:
-        ratio: [B], the signal-to-noise ratio.
-        most: the largest weight of epsilon, reached near a terminal of zero.
-    Source: Yu et al. 2023, arXiv 2310.08442, equation 12.
-    """
-    if prediction == "epsilon":
-        return ratio.rsqrt().clamp(max=most)
-    return 1.0 / (ratio + 1.0)
 
 
 def _shares(schedule: NoiseSchedule, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from lora_scripts.families.protocol import Loss
 from lora_scripts.objectives.ddpm import (
     NoiseSchedule,
     add_noise,
-    min_snr_weights,
-    offset_noise,
     sample_timesteps,
     snr,
     training_target,
 )
+from lora_scripts.objectives.noise import offset_noise
+from lora_scripts.objectives.weights import min_snr_weights
 
 if TYPE_CHECKING:
     from lora_scripts.config import RunConfig
@@ -73,16 +72,34 @@ class DenoisingObjective:
         noisy_latents = add_noise(self.schedule, latents, noise, timesteps)
         return Noised(noisy_latents, training_target(self.schedule, latents, noise, timesteps), timesteps)
 
-    def loss(self, model_pred: Tensor, noised: Noised) -> Loss:
-        """Mean squared error of the predicted noise (or velocity), one number per picture, summed."""
-        per_example = mse_loss(model_pred.float(), noised.target, reduction="none").mean(dim=(1, 2, 3))
-        weighted = per_example
-        if self._config.min_snr_gamma:
-            ratio = snr(self.schedule, noised.timesteps)
-            weighted = per_example * min_snr_weights(ratio, self._config.min_snr_gamma, self.schedule.prediction)
+    def loss(self, model_pred: Tensor, noised: Noised, batch: Batch) -> Loss:
+        """The error of the predicted noise (or velocity) as the config counts it, one number per picture, summed.
+
+        `per_example` is the plain squared error all the same, so that measurements of any two runs can be compared.
+        """
+        squared = (model_pred.float() - noised.target).square()
+        errors = self._errors(squared, noised)
+        plain = self._of_picture(squared, batch)
+        of_picture = plain if errors is squared else self._of_picture(errors, batch)
+        weighted = of_picture * self._weights(noised)
         low, high = self._trained_range()
         levels = (noised.timesteps - low + 0.5) / (high - low)
-        return Loss(weighted.sum(), len(per_example), per_example.detach(), levels)
+        return Loss(weighted.sum(), len(weighted), plain.detach(), levels)
+
+    def _errors(self, squared: Tensor, noised: Noised) -> Tensor:
+        """[B,C,h,w] what the loss takes for the error of every latent pixel, from its square; `squared` itself for l2."""
+        return squared
+
+    def _of_picture(self, errors: Tensor, batch: Batch) -> Tensor:
+        """[B] the mean of a picture's errors [B,C,h,w]."""
+        return errors.mean(dim=(1, 2, 3))
+
+    def _weights(self, noised: Noised) -> Tensor:
+        """[B] how much the noise level of each picture counts."""
+        if not self._config.min_snr_gamma:
+            return torch.ones_like(noised.timesteps, dtype=torch.float32)
+        ratio = snr(self.schedule, noised.timesteps)
+        return min_snr_weights(ratio, self._config.min_snr_gamma, self.schedule.prediction)
 
     def _timesteps(self, batch: Batch, draws: Draws) -> Tensor:
         """[B] as drawn, or as the batch prescribes them."""
