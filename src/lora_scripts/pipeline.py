@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_scripts.config import RunConfig
 from lora_scripts.training.events import Events, RunStart
+from lora_scripts.training.processes import ONE, Processes
 
 if TYPE_CHECKING:
     import torch
@@ -50,11 +51,17 @@ class Outcome:
 
 
 def run(
-    config: RunConfig, events: Events, should_stop: Callable[[], bool] = lambda: False, *, force: bool = False
+    config: RunConfig,
+    events: Events,
+    should_stop: Callable[[], bool] = lambda: False,
+    *,
+    force: bool = False,
+    processes: Processes = ONE,
 ) -> Outcome:
     """Trains what the config describes, to the proved file; `should_stop` true saves and ends it after a step.
 
     The same `output_dir` again resumes at its newest whole checkpoint. With `force`, what the check finds red stops nothing.
+    On several processes the first one encodes, judges and writes; all of them train.
 
     Raises:
         LoraScriptsError: anything the user can mend, said before the long work where that is possible.
@@ -77,6 +84,7 @@ def run(
     from lora_scripts.training.loop import Pauses, train
     from lora_scripts.training.lora_plus import parameter_groups
     from lora_scripts.training.optimizers import OptimizerSettings, make_optimizer
+    from lora_scripts.training.processes import LostProcessError, spread_over
     from lora_scripts.training.resume import Resumable
 
     started_at = time.time()
@@ -86,6 +94,7 @@ def run(
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
     device = choose_device(config.device)
     began = Chosen.read(config.output_dir)
+    config = spread_over(config, processes, began)
     dtype = choose_dtype(config, device, source, began)
     events.note(f"Base model {source.title} ({source.family}): reading its weights.")
     family = family_class(source.family).load(source, config, device, dtype)
@@ -96,7 +105,8 @@ def run(
         if should_stop():
             raise KeyboardInterrupt  # nothing is trained yet; what is encoded stays in the cache
 
-    prepared = task.prepare(family, device, events, progress, force)
+    with processes.first_goes_ahead():
+        prepared = task.prepare(family, device, events, progress, force)
     parts, data = prepared.parts, prepared.parts.train
     events.note(parts.note)
 
@@ -120,11 +130,13 @@ def run(
     previews = task.previews(this)
     finishing = task.finishing(this, previews)
     run_state = Resumable(config, source, prepared.listing, adapter, optimizer, scaler, max_steps, dtype, finishing)
-    state = run_state.restore(events)
-    events.started(_start(task, this, fitted, state.step, dtype))
+    with processes.first_goes_ahead():
+        state = run_state.restore(events)
+    state.num_processes = state.num_processes if state.step else processes.count
+    events.started(_start(task, this, fitted, state.step, dtype, processes))
     judge, validate_every = make_judge(this, state)
     chooser = Chooser(config, task.comparison(this, run_state, previews), run_state, previews, events)
-    if state.step == 0:
+    if state.step == 0 and processes.is_first:
         previews.render(0)
         if judge is not None:
             judge.validate(0)
@@ -139,7 +151,16 @@ def run(
         validate=judge.validate if judge is not None else lambda step: False,
         validate_every=validate_every,
     )
-    complete = train(family, adapter, optimizer, data, plan, config, max_steps, state, pauses, events, device, scaler)
+    try:
+        complete = train(
+            family, adapter, optimizer, data, plan, config, max_steps, state, pauses, events, device, scaler, processes
+        )
+    except LostProcessError:
+        if processes.is_first and state.step:
+            run_state.save(state, events)  # weights change only with a step that all processes have completed
+        raise
+    if not processes.is_first:
+        return Outcome(complete, data.dataset)
     if not complete:
         events.note(f"Stopped after step {state.step}. Run the same command again to go on from there.", "warning")
         return Outcome(False, data.dataset, advice=advice, check=prepared.check)
@@ -179,7 +200,9 @@ def _rate(config: RunConfig, component: str) -> float:
     return own if component.startswith("text_encoder") and own is not None else config.learning_rate
 
 
-def _start(task: Task, run: Run, fitted: FittedRun, first_step: int, dtype: torch.dtype) -> RunStart:
+def _start(
+    task: Task, run: Run, fitted: FittedRun, first_step: int, dtype: torch.dtype, processes: Processes
+) -> RunStart:
     from lora_scripts.devices import describe_device
 
     config, adapter = run.config, run.adapter
@@ -191,6 +214,7 @@ def _start(task: Task, run: Run, fitted: FittedRun, first_step: int, dtype: torc
         ("base model", f"{run.source.title} ({run.source.family})"),
         ("device", f"{describe_device(run.device)}, {str(dtype).removeprefix('torch.')}"),
         *task.facts(),
+        *([("processes", f"{processes.count}, each with its share of every step")] if processes.count > 1 else []),
         (
             "LoRA",
             f"rank {config.lora_rank}, alpha {config.alpha:g}, {adapter.num_layers} layers, {adapter.num_parameters:,} weights",

@@ -13,6 +13,7 @@ from lora_scripts.errors import DataError, LoraScriptsError
 from lora_scripts.run_lock import locked
 from lora_scripts.stop_signal import StopSignal
 from lora_scripts.training.events import Events, Listener
+from lora_scripts.training.processes import ONE, Processes, joined_processes
 
 if TYPE_CHECKING:
     from lora_scripts.pipeline import Outcome
@@ -23,8 +24,15 @@ STOPPED = 130
 
 
 def train_command(config: RunConfig, advice: Sequence[str] = (), force: bool = False) -> int:
-    """Trains and reports; the exit code."""
-    outcome = train_and_report(config, advice, force=force)
+    """Trains and reports; the exit code. Started by `torchrun`, this process does its part and the first one writes."""
+    from lora_scripts.pipeline import run
+
+    with joined_processes(config.device) as processes:
+        if not processes.is_first:
+            stop = StopSignal()
+            with stop.installed():
+                return 0 if run(config, Events([stop]), stop, force=force, processes=processes).complete else STOPPED
+        outcome = train_and_report(config, advice, force=force, processes=processes)
     if not outcome.complete:
         return STOPPED
     print(NEXT_STEPS[config.task_type](config, outcome.files[0]))
@@ -32,19 +40,26 @@ def train_command(config: RunConfig, advice: Sequence[str] = (), force: bool = F
 
 
 def train_and_report(
-    config: RunConfig, advice: Sequence[str] = (), more: Sequence[Listener] = (), *, force: bool = False
+    config: RunConfig,
+    advice: Sequence[str] = (),
+    more: Sequence[Listener] = (),
+    *,
+    force: bool = False,
+    processes: Processes = ONE,
 ) -> Outcome:
-    """The pipeline with every listener at work, and the report at the end; `force` as for `pipeline.run`.
+    """The pipeline with every listener at work, and the report at the end; `force` and `processes` as for `pipeline.run`.
 
     Raises:
         LoraScriptsError: as `pipeline.run`; the run's log holds the message too.
     """
     _require_writable(config.output_dir)
     with locked(config.output_dir):
-        return _train_locked(config, advice, more, force)
+        return _train_locked(config, advice, more, force, processes)
 
 
-def _train_locked(config: RunConfig, advice: Sequence[str], more: Sequence[Listener], force: bool) -> Outcome:
+def _train_locked(
+    config: RunConfig, advice: Sequence[str], more: Sequence[Listener], force: bool, processes: Processes
+) -> Outcome:
     from lora_scripts.pipeline import run
     from lora_scripts.report.build import build_report
     from lora_scripts.training.answer_files import AnswerFiles
@@ -69,7 +84,7 @@ def _train_locked(config: RunConfig, advice: Sequence[str], more: Sequence[Liste
         for line in advice:
             events.note(line, "warning")
         with stop.installed():
-            outcome = run(config, events, stop, force=force)
+            outcome = run(config, events, stop, force=force, processes=processes)
         if outcome.complete:
             events.note(f"Report: {build_report(config, outcome)}")
     except KeyboardInterrupt:

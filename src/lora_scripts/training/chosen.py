@@ -21,12 +21,14 @@ class Chosen:
 
     Attributes:
         dtype: number format of the frozen weights.
+        num_processes: that it ran on; `gradient_accumulation_steps` counts what all of them did.
     """
 
     batch_size: int
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
     dtype: torch.dtype
+    num_processes: int = 1
 
     @property
     def step_size(self) -> int:
@@ -50,5 +52,6 @@ class Chosen:
                     {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[
                         identity["mixed_precision"]
                     ],
+                    int(state["loop"].get("num_processes", 1)),
                 )
         return None

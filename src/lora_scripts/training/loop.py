@@ -20,6 +20,7 @@ from lora_scripts.training.memory import memory_now
 from lora_scripts.training.micro_batches import MicroBatches
 from lora_scripts.training.optimizers import effective_learning_rates, set_learning_rates
 from lora_scripts.training.picture_losses import PictureLosses
+from lora_scripts.training.processes import ONE, Processes
 from lora_scripts.training.snapshot import Snapshot
 from lora_scripts.training.spill import SpillGuard
 from lora_scripts.training.throughput import ThroughputMeter
@@ -50,6 +51,7 @@ class LoopState:
         best_step: the saved step that would be exported now; None without measurements.
         ended: early stopping has ended the run at this step.
         picture_losses: what `training.picture_losses` has collected up to here.
+        num_processes: that the run began on.
     """
 
     step: int = 0
@@ -63,6 +65,7 @@ class LoopState:
     best_step: int | None = None
     ended: bool = False
     picture_losses: dict[str, Any] = field(default_factory=dict)
+    num_processes: int = 1
 
     def smooth(self, loss: float) -> float:
         """Takes in one loss; the bias-corrected average."""
@@ -105,10 +108,11 @@ def train(
     events: Events,
     device: torch.device,
     scaler: torch.amp.GradScaler,
+    processes: Processes = ONE,
 ) -> bool:
     """Trains the adapter from `state.step` to `max_steps`; true when the run is complete, false when asked to stop.
 
-    Every optimizer step takes the mean loss over all its examples, however they are cut into micro-batches.
+    Every optimizer step takes the mean loss over all its examples, however they are cut into micro-batches and over processes.
 
     Raises:
         TrainingError: loss or gradients failed again and again, also with a lower rate; the checkpoints stay.
@@ -148,9 +152,10 @@ def train(
         # Forward and backward, one micro-batch at a time.
         began = time.perf_counter()
         picture_losses.begin()
-        total, count = micro_batches.run(uses_of_step, backward, begin_again)
+        total, count = micro_batches.run(processes.share(uses_of_step), backward, begin_again)
 
         # One mean per optimizer step.
+        total, count = processes.sum_step(parameters, total, count)
         scaler.unscale_(optimizer)
         adapter.scale_grads(1 / count)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
@@ -190,24 +195,29 @@ def train(
         events.ticked(state.step)
 
         # Readings of the machine are taken only every so often.
-        stopping = pauses.should_stop()
+        stopping = processes.any(pauses.should_stop())
         last = state.step == max_steps
         if pauses.validate_every and (last or state.step % pauses.validate_every == 0):
             meter.report(effective_learning_rates(optimizer))
-            state.ended = pauses.validate(state.step) and not last
+            state.ended = processes.from_first(lambda: pauses.validate(state.step)) and not last
         saving = last or stopping or state.ended or state.step % pauses.save_every == 0
         if saving or state.step % config.log_steps == 0:
             meter.report(effective_learning_rates(optimizer))
-            picture_losses.fetch()
+            picture_losses.fetch(processes)
 
         # Saves and previews.
         if saving:
-            state.scaler = scaler.state_dict()
             state.picture_losses = picture_losses.state
-            pauses.save(state.step)
+            if processes.is_first:
+                pauses.save(state.step)
             saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
         ending = last or state.ended
-        if pauses.preview_every and (ending or state.step % pauses.preview_every == 0) and not stopping:
+        if (
+            pauses.preview_every
+            and (ending or state.step % pauses.preview_every == 0)
+            and not stopping
+            and processes.is_first
+        ):
             pauses.preview(state.step)
         if saving or pauses.preview_every or pauses.validate_every:
             meter.resume_clock()

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lora_scripts.training.processes import ONE, Processes
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -62,15 +64,19 @@ class PictureLosses:
         self._waiting += self._of_step
         self._of_step = []
 
-    def fetch(self) -> None:
-        """Counts what lies on the device; waits for it once."""
-        if not self._waiting:
-            return
-        pictures = [index for indices, _ in self._waiting for index in indices]
-        losses, levels = torch.cat([numbers for _, numbers in self._waiting], dim=1).double().tolist()
-        for index, loss, level in zip(pictures, losses, levels, strict=True):
-            self._count(index, math.log(max(loss, SMALLEST_LOSS)), min(int(level * NUM_BINS), NUM_BINS - 1))
+    def fetch(self, processes: Processes = ONE) -> None:
+        """Counts what lies on the device, in this process and all others; waits for it once."""
+        for pictures, losses, levels in processes.gather(self._fetched()):
+            for index, loss, level in zip(pictures, losses, levels, strict=True):
+                self._count(index, math.log(max(loss, SMALLEST_LOSS)), min(int(level * NUM_BINS), NUM_BINS - 1))
         self._waiting = []
+
+    def _fetched(self) -> tuple[list[int], list[float], list[float]]:
+        """Pictures, losses and noise levels that wait, as plain numbers."""
+        if not self._waiting:
+            return [], [], []
+        losses, levels = torch.cat([numbers for _, numbers in self._waiting], dim=1).double().tolist()
+        return [index for indices, _ in self._waiting for index in indices], losses, levels
 
     @property
     def state(self) -> dict[str, Any]:

@@ -133,6 +133,7 @@ class Resumable:
             TrainingError: no room, no permission, or the output folder was removed or taken by another run.
         """
         require_own_folder(self._config.output_dir)
+        state.scaler = self._scaler.state_dict()
         tensors, numbers = optimizer_state(self._optimizer)
         checkpoint = Checkpoint(
             step=state.step,

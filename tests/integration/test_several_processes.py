@@ -1,0 +1,121 @@
+"""Runs started by torchrun: the same as on one process, whoever ends first."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+Settings = Callable[..., dict[str, Any]]
+ROOT = Path(__file__).parents[2]
+
+
+def command(values: dict[str, Any], num_processes: int) -> list[str]:
+    """train.py on so many processes."""
+    config = Path(values["output_dir"]).with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(values), "utf-8")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    return [sys.executable, *(launcher if num_processes > 1 else []), str(ROOT / "train.py"), "--config", str(config)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+
+
+def run(values: dict[str, Any], num_processes: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(values, num_processes), capture_output=True, text=True, env=environment(), check=False, timeout=300
+    )
+
+
+def losses(values: dict[str, Any]) -> list[float]:
+    """Of every step, as the run's record has them."""
+    lines = (Path(values["output_dir"]) / "record.jsonl").read_text("utf-8").splitlines()
+    return [loss for line in map(json.loads, lines) if line["event"] == "stepped" for loss in line["losses"]]
+
+
+def weights(values: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return load_file(Path(values["output_dir"]) / "run.safetensors")
+
+
+@pytest.fixture
+def twenty_steps(settings: Settings, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def make(name: str, **changes: Any) -> dict[str, Any]:
+        output = {"output_dir": str(tmp_path / name), "output_name": "run", "save_precision": "fp32"}
+        return settings(max_steps=20, save_steps=10, learning_rate=1e-3, **output, **changes)
+
+    return make
+
+
+def test_two_processes_of_batch_2_are_one_of_batch_4(twenty_steps: Callable[..., dict[str, Any]]) -> None:
+    one, two = twenty_steps("one", batch_size=4), twenty_steps("two", batch_size=2)
+    assert run(one, 1).returncode == 0
+    result = run(two, 2)
+    assert result.returncode == 0, result.stderr
+    assert "2, each with its share of every step" in result.stdout
+    assert len(losses(two)) == 20
+    torch.testing.assert_close(torch.tensor(losses(two)), torch.tensor(losses(one)), rtol=0, atol=1e-6)
+    for name, expected in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], expected, rtol=0, atol=1e-6)
+
+
+def test_a_run_goes_on_under_another_number_of_processes(twenty_steps: Callable[..., dict[str, Any]]) -> None:
+    whole, moved = twenty_steps("whole", batch_size=4), twenty_steps("moved", batch_size=2)
+    assert run(whole, 1).returncode == 0
+    assert run(moved | {"max_steps": 20}, 2).returncode == 0
+    for name in ("run.safetensors", "checkpoint-20"):
+        path = Path(moved["output_dir"]) / name
+        path.rename(path.with_name(f"gone-{name}"))
+    result = run(moved, 1)
+    assert result.returncode == 0, result.stderr
+    assert "Resuming after step 10" in result.stdout
+    for name, expected in weights(whole).items():
+        torch.testing.assert_close(weights(moved)[name], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads which processes the launcher started from /proc")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on(
+    twenty_steps: Callable[..., dict[str, Any]], victim: int
+) -> None:
+    values = twenty_steps("killed", batch_size=2) | {"max_steps": 3000, "save_steps": 5}
+    with subprocess.Popen(
+        command(values, 2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    ) as launcher:
+        _wait_for(Path(values["output_dir"]) / "checkpoint-5")
+        os.kill(_children(launcher.pid)[victim], signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert "Another process of this run has ended" in output
+    steps = sorted(int(path.name.partition("-")[2]) for path in Path(values["output_dir"]).glob("checkpoint-*"))
+    with subprocess.Popen(
+        command(values, 2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    ) as launcher:
+        _wait_for(Path(values["output_dir"]) / f"checkpoint-{steps[-1] // 5 * 5 + 10}")
+        launcher.send_signal(signal.SIGTERM)
+        output, _ = launcher.communicate(timeout=120)
+    assert f"Resuming after step {steps[-1]}" in output
+
+
+def _wait_for(folder: Path, timeout_s: float = 120.0) -> None:
+    limit = time.monotonic() + timeout_s
+    while not folder.is_dir():
+        assert time.monotonic() < limit, f"{folder} did not appear"
+        time.sleep(0.05)
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that a process has started, in the order of their numbers."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
+    return sorted(map(int, children))
