@@ -28,7 +28,7 @@ def attach_adapter(family: ModelFamily, config: RunConfig, events: Events) -> Ad
     """
     components = dict(family.components)
     if not config.train_text_encoder:
-        components.pop("text_encoder", None)
+        components = {name: module for name, module in components.items() if not name.startswith("text_encoder")}
     targets: Mapping[str, Sequence[str]] = {name: family.default_targets[name] for name in components}
     if config.target_modules is not None:
         targets = split_targets(components, config.target_modules)

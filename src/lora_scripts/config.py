@@ -31,7 +31,7 @@ PICTURES_ONLY = frozenset(
     {
         "metadata_path", "resolution", "buckets", "bucket_step", "max_aspect", "upscale", "flip", "trigger_word",
         "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
-        "zero_terminal_snr", "clip_skip", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
+        "zero_terminal_snr", "clip_skip", "vae_precision", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
         "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
         "metadata_level", "sample_negative_prompt", "sample_steps", "sample_guidance",
     }
@@ -165,7 +165,7 @@ class ModelSettings(Section):
 
     base_model: Annotated[str, Field(min_length=1)]
     """A `.safetensors` file, a diffusers or transformers folder, a hub id, or a built-in name such as `builtin:mini-sd`."""
-    model_family: Literal["auto", "sd15", "causal_lm"] = "auto"
+    model_family: Literal["auto", "sd15", "sd2", "sdxl", "causal_lm"] = "auto"
     """The architecture; found from the weights."""
     allow_download: bool = False
     """Fetch a hub id that is not on this machine yet. Off: nothing ever touches the network."""
@@ -174,9 +174,11 @@ class ModelSettings(Section):
     zero_terminal_snr: bool | None = None
     """Rescale the noise schedule so that its last step is pure noise (needs a v-prediction model). Default: what the model says."""
     clip_skip: Annotated[int, Field(ge=1, le=12)] = 1
-    """Which layer of the text encoder is read, counted from the end; 2 for many anime models."""
+    """Which layer of the text encoder is read, counted from the end; 2 for many anime models of version 1. SDXL reads the last but one anyway: 1 and 2 are the same there (docs/sdxl.md)."""
     mixed_precision: Precision = "auto"
     """Number format of the frozen weights: bf16 where the device has it, else fp16 on a GPU, else fp32. Adapters train in fp32."""
+    vae_precision: Precision = "auto"
+    """Number format of the autoencoder, which encodes each picture once. auto: fp32. bf16 halves the memory of encoding large pictures; fp16 does too, and pictures on which it overflows are encoded again in fp32."""
     quantization: Literal["none", "nf4", "int8"] = "none"
     """How the frozen weights of a language model are kept: nf4 takes a quarter of bf16 (QLoRA), int8 half of it; both need bitsandbytes (docs/quantization.md)."""
     device: str = "auto"
@@ -203,7 +205,7 @@ class AdapterSettings(Section):
     target_modules: Names | None = None
     """Endings of the names of the layers that get an adapter. Default: the family's attention layers."""
     train_text_encoder: bool = False
-    """Train the text encoder too: stronger binding of a trigger word, more memory, easier to overtrain."""
+    """Train the text encoder too (of SDXL both): stronger binding of a trigger word, more memory, easier to overtrain."""
     init_lora_weights: UserPath | None = None
     """Go on from an older LoRA file (kohya, diffusers or PEFT), with a fresh optimizer."""
 

@@ -223,7 +223,7 @@ def measure(base_model: str, file: Path, style: str, seed: int, count: int = NUM
     ]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts = load_stable_diffusion(resolve_base_model(base_model), device, torch.float32)
-    components = {"unet": parts.unet, "text_encoder": parts.text_encoder}
+    components = parts.components
     lora = read_lora_file(file, layer_shapes(components))
     with torch.no_grad():
         before = render(parts, requests, device, batch_size=16)

@@ -165,6 +165,8 @@ class Finish:
             started_at=self._run.started_at,
             finished_at=time.time(),
             clip_skip=None if config.clip_skip == 1 else config.clip_skip,
+            is_v2=self._family.base_model_version.startswith("sd_v2"),
+            prediction_type=self._family.prediction,
         )
 
     def _base_hash(self) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from helpers import commands
 from lora_scripts.config import RunConfig
-from lora_scripts.families import sd15
+from lora_scripts.families import latent_diffusion, sd15
 from lora_scripts.train_command import train_and_report
 
 Settings = Callable[..., dict[str, Any]]
@@ -21,18 +21,17 @@ LARGE = 4e4
 
 @pytest.fixture
 def overflowing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The autoencoder in float16, its first layer so large that bright pixels pass 65504; the norm behind it brings them back."""
-    honest = sd15.load_stable_diffusion
+    """An autoencoder whose first layer is so large that bright pixels pass 65504; the norm behind it brings them back."""
+    honest = latent_diffusion.load_stable_diffusion
 
-    def load(source: Any, device: Any, dtype: Any, vae_dtype: Any) -> Any:
-        parts = honest(source, device, dtype, vae_dtype=torch.float32)
+    def load(*args: Any, **options: Any) -> Any:
+        parts = honest(*args, **options)
         first = parts.vae.encoder.conv_in
         first.weight.data.fill_(LARGE / 27)
         first.bias.data.fill_(LARGE)
-        torch.nn.Module.to(parts.vae, torch.float16)
         return parts
 
-    monkeypatch.setattr(sd15, "load_stable_diffusion", load)
+    monkeypatch.setattr(latent_diffusion, "load_stable_diffusion", load)
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def dark(pictures: Path) -> Path:
 def test_overflowing_pictures_are_named_and_encoded_again_in_float32(
     settings: Settings, dark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = commands.train(settings(max_steps=2, resolution=64), tmp_path, capsys)
+    code, out, err = commands.train(settings(max_steps=2, resolution=64, vae_precision="fp16"), tmp_path, capsys)
     assert code == 0, err
     named = [line for line in out.splitlines() if "encoded again in float32" in line]
     assert len(named) == 2
@@ -76,7 +75,7 @@ def test_picture_without_finite_encoding_in_float32_is_left_out_by_name(
         ]
 
     monkeypatch.setattr(sd15.StableDiffusion15, "_encode_pixels", broken)
-    outcome = train_and_report(RunConfig.model_validate(settings(max_steps=2, resolution=64)))
+    outcome = train_and_report(RunConfig.model_validate(settings(max_steps=2, resolution=64, vae_precision="fp16")))
     assert outcome.complete
     assert [item.name for item in outcome.dataset.left_out] == ["02.png", "05.png"]
     assert all("not finite, in float32 too" in item.reason for item in outcome.dataset.left_out)

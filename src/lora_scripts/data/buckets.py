@@ -12,7 +12,7 @@ from lora_scripts.config import Size
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Fit", "bucket_sizes", "fit_image", "fit_into"]
+__all__ = ["Fit", "Framing", "bucket_sizes", "fit_image", "fit_into"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,27 @@ class Fit:
 
     def upscales(self, size: Size) -> bool:
         return self.scaled[0] > size[0]
+
+
+@dataclass(frozen=True)
+class Framing:
+    """What of a picture one of its views shows.
+
+    Attributes:
+        size: width and height in pixels before anything was done to it.
+        fit: how it becomes its bucket's shape.
+        mirrored: left and right are exchanged.
+    """
+
+    size: Size
+    fit: Fit
+    mirrored: bool = False
+
+    @property
+    def left(self) -> int:
+        """Where the crop begins in the scaled picture; of a mirrored view, in the mirrored picture."""
+        fit = self.fit
+        return fit.scaled[0] - fit.bucket[0] - fit.left if self.mirrored else fit.left
 
 
 def bucket_sizes(resolution: Size, step: int, max_aspect: float) -> list[Size]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_scripts.data.buckets import Framing
 from lora_scripts.data.dataset import Dataset, Example
 from lora_scripts.families.protocol import Batch
 
@@ -39,9 +40,11 @@ class OutlinedPictures:
         return self
 
     def batch(self, samples: Sequence[Sample], device: torch.device) -> Batch:
-        width, height = self.examples[samples[0].index].shape
+        example = self.examples[samples[0].index]
+        width, height = example.shape
+        empty = {"image": torch.zeros(3, height, width), "fit": Framing(example.size, example.fit), "caption": ""}
         rows: dict[str, torch.Tensor] = {}
         for encoder in self.family.encoders():
-            rows |= encoder.run([torch.zeros(3, height, width)] if encoder.reads == "image" else [""])[0]
+            rows |= encoder.run([empty[encoder.reads]])[0]
         tensors = {name: torch.stack([row.to(device)] * len(samples)) for name, row in rows.items()}
         return Batch(tensors, [""] * len(samples), [sample.key for sample in samples])

@@ -9,22 +9,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from lora_scripts.config import RunConfig
-from lora_scripts.families.protocol import Batch, Encoder, Loss
+from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
+from lora_scripts.models.outline import fill_with_nothing
+from lora_scripts.models.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
 from lora_scripts.objectives.ddpm import NoiseSchedule
 from lora_scripts.objectives.denoising import DenoisingObjective
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from lora_scripts.models.source import BaseModel
     from lora_scripts.models.stable_diffusion import StableDiffusionParts
     from lora_scripts.training.draws import Draws
 
-__all__ = ["LatentDiffusion"]
+__all__ = ["CLIP_ATTENTION", "UNET_ATTENTION", "LatentDiffusion"]
+
+UNET_ATTENTION = tuple(
+    f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in ("to_q", "to_k", "to_v", "to_out.0")
+)
+CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+VAE_DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""`vae_precision` to dtype. Every picture is encoded once and cached, so the autoencoder's time hardly counts in a run, while
+what is lost in its latents is lost in every step: in float32, then, wherever it runs."""
+
+PIXELS_AT_ONCE = 4 * 512 * 512
+"""Pictures are encoded in groups of at most so many pixels; the autoencoder takes about 1 GB for each 512x512 in float32."""
 
 
 class LatentDiffusion(ABC):
@@ -34,20 +51,68 @@ class LatentDiffusion(ABC):
     num_levels: ClassVar[int] = 16
 
     def __init__(self, parts: StableDiffusionParts, source: BaseModel, config: RunConfig, device: torch.device) -> None:
-        self._parts, self._source, self._config, self._device = parts, source, config, device
-        prediction = None if config.prediction == "auto" else config.prediction
+        prediction = parts.prediction_type if config.prediction == "auto" else config.prediction
         schedule = NoiseSchedule.from_config(
-            parts.scheduler_config, prediction=prediction or parts.prediction_type, zero_snr=config.zero_terminal_snr
+            parts.scheduler_config, prediction=prediction, zero_snr=config.zero_terminal_snr
         )
+        # Previews are rendered with the schedule that is trained with, whatever the model's files say.
+        scheduler = {**parts.scheduler_config, "prediction_type": prediction}
+        if config.zero_terminal_snr is not None:
+            scheduler["rescale_betas_zero_snr"] = config.zero_terminal_snr
+        self._parts = replace(parts, scheduler_config=scheduler, prediction_type=prediction)
+        self._source, self._config, self._device = source, config, device
         self._objective = DenoisingObjective(config, schedule, device)
+
+    @classmethod
+    def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
+        parts = load_stable_diffusion(source, device, dtype, vae_dtype=VAE_DTYPES[config.vae_precision])
+        for module in (parts.unet, parts.vae, *parts.text_encoders):
+            module.requires_grad_(False).eval()
+        if device.type == "cpu":
+            parts.unet.to(memory_format=torch.channels_last)
+        return cls(parts, source, config, device)
+
+    @classmethod
+    def outline(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
+        parts = outline_stable_diffusion(source, device, dtype, vae_dtype=VAE_DTYPES[config.vae_precision])
+        if device.type == "cpu":
+            fill_with_nothing(parts.unet, device, images=torch.channels_last)
+        return cls(parts, source, config, device)
+
+    @property
+    def components(self) -> Mapping[str, nn.Module]:
+        return self._parts.components
 
     @property
     def schedule(self) -> NoiseSchedule:
         return self._objective.schedule
 
     @property
+    def prediction(self) -> str:
+        return self.schedule.prediction
+
+    @property
     def default_resolution(self) -> int:
         return int(self._parts.unet.config.sample_size) * 8
+
+    @property
+    def max_caption_tokens(self) -> int:
+        return int(self._parts.tokenizer.model_max_length) - 2
+
+    def cut_caption(self, caption: str) -> str:
+        marks = self._parts.tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = marks["offset_mapping"]
+        if len(spans) <= self.max_caption_tokens:
+            return caption
+        return caption[: spans[self.max_caption_tokens - 1][1]]
+
+    def _input_ids(self, tokenizer: Any, captions: Sequence[str]) -> Tensor:
+        """[B,L] on the CPU; captions over the limit are cut, others filled up with the tokenizer's own padding."""
+        length = self.max_caption_tokens + 2
+        ids: Tensor = tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
+        return ids
 
     # What is encoded ahead --------------------------------------------------------------------------------------------
 
@@ -55,16 +120,22 @@ class LatentDiffusion(ABC):
     def text_encoders(self) -> Sequence[Encoder]:
         """The stages that captions go through, where none of them is trained."""
 
+    def framing_encoders(self) -> Sequence[Encoder]:
+        """The stages that read a picture's size and crop; none unless the U-Net is told of them."""
+        return ()
+
     @abstractmethod
     def conditions(self, batch: Batch) -> Mapping[str, Any]:
         """What the U-Net is given besides latents and timesteps, by the names of its arguments."""
 
     def encoders(self) -> Sequence[Encoder]:
-        vae = self._parts.vae
+        vae, side = self._parts.vae, self.default_resolution
         exact = None if vae.dtype is torch.float32 else self._encode_pixels_in_float32
         name = f"{self._source.fingerprint}/vae/{vae.dtype}/mean+std/fp32"
-        latents = Encoder("latents", "image", name, self._encode_pixels, 4, exact)
-        return [latents] if self._config.train_text_encoder else [latents, *self.text_encoders()]
+        width, height = self._config.resolution or (side, side)
+        at_once = max(1, min(4, PIXELS_AT_ONCE // (width * height)))
+        images = [Encoder("latents", "image", name, self._encode_pixels, at_once, exact), *self.framing_encoders()]
+        return images if self._config.train_text_encoder else [*images, *self.text_encoders()]
 
     @torch.no_grad()
     def _encode_pixels(self, pixels: Sequence[Any]) -> list[dict[str, Tensor]]:
@@ -90,7 +161,7 @@ class LatentDiffusion(ABC):
     # What is trained --------------------------------------------------------------------------------------------------
 
     def set_checkpointing(self, on: bool) -> None:
-        # The text encoder keeps about 20 MB a picture, the U-Net some 800: not worth its time.
+        # The small text encoder of version 1 keeps about 20 MB a picture, the U-Net some 800: not worth its time.
         unet = self._parts.unet
         (unet.enable_gradient_checkpointing if on else unet.disable_gradient_checkpointing)()
 
@@ -115,3 +186,24 @@ class LatentDiffusion(ABC):
             0
         ]
         return model_pred
+
+    # What is shown ----------------------------------------------------------------------------------------------------
+
+    def release_encoders(self) -> None:
+        if self._device.type == "cuda":
+            self._parts.vae.to("cpu")
+            if not self._config.train_text_encoder:
+                for encoder in self._parts.text_encoders:
+                    encoder.to("cpu")
+            torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Image]:
+        from lora_scripts.sampling.denoise import render
+
+        if self._device.type == "cuda":
+            for module in (self._parts.vae, *self._parts.text_encoders):
+                module.to(self._device)
+        pictures = render(self._parts, requests, self._device, clip_skip=self._config.clip_skip)
+        self.release_encoders()
+        return pictures

@@ -32,7 +32,7 @@ class Encoder:
     Attributes:
         name: folder name in the cache, "latents" or "text".
         reads: which part of an example it reads: "image" gives `run` a list of pixel tensors [3,H,W] in [-1,1] of one
-            size, "caption" a list of strings.
+            size, "caption" a list of strings, "fit" a list of `Framing`: the picture's size and crop. The last is not cached.
         fingerprint: changes whenever the same input would give another output: weights, dtype, settings.
         run: encodes a list of inputs, one dictionary of tensors each (on the CPU).
         batch_size: how many inputs one call of `run` takes at most.
@@ -40,11 +40,11 @@ class Encoder:
     """
 
     name: str
-    reads: Literal["image", "caption"]
+    reads: Literal["image", "caption", "fit"]
     fingerprint: str
-    run: Callable[[Sequence[Tensor] | Sequence[str]], list[dict[str, Tensor]]]
+    run: Callable[[Sequence[Any]], list[dict[str, Tensor]]]
     batch_size: int = 8
-    exact: Callable[[Sequence[Tensor] | Sequence[str]], list[dict[str, Tensor]]] | None = None
+    exact: Callable[[Sequence[Any]], list[dict[str, Tensor]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -177,21 +177,25 @@ class ModelFamily(Protocol):
 
 
 class PictureFamily(ModelFamily, Protocol):
-    """A denoiser: `families/sd15.py` is the example to read.
+    """A denoiser: `families/sd15.py` and `families/sdxl.py` are the examples to read.
 
     Attributes:
         default_resolution: pixels, the side of the square the family was trained at.
         export_prefixes: component -> key prefix in a kohya file.
         base_model_version: `ss_base_model_version` in a file's header, which the WebUI sorts by.
         modelspec_architecture: `modelspec.architecture` in a file's header.
+        prediction: what the denoiser predicts, "epsilon" or "v_prediction".
         max_caption_tokens: tokens that the text encoder reads of a caption, start and end marks left out.
     """
 
     export_prefixes: ClassVar[Mapping[str, str]]
-    modelspec_architecture: ClassVar[str]
 
     @property
     def base_model_version(self) -> str: ...
+    @property
+    def modelspec_architecture(self) -> str: ...
+    @property
+    def prediction(self) -> str: ...
     @property
     def default_resolution(self) -> int: ...
     @property

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from torch import nn
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 __all__ = [
     "CONFIG_KEY",
@@ -64,6 +64,21 @@ class StableDiffusionParts:
     tokenizer: CLIPTokenizer
     scheduler_config: dict[str, Any]
     prediction_type: PredictionType
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        """All that read captions."""
+        return (self.text_encoder,) if self.text_encoder_2 is None else (self.text_encoder, self.text_encoder_2)
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """What adapters can be attached to; the projection behind the second text encoder is left out, as in all readers."""
+        components: dict[str, nn.Module] = {"unet": self.unet, "text_encoder": self.text_encoder}
+        if self.text_encoder_2 is not None:
+            components["text_encoder_2"] = self.text_encoder_2.text_model
+        return components
 
 
 def load_stable_diffusion(

@@ -343,7 +343,7 @@ def _render(
     from lora_scripts.sampling.denoise import render
     from lora_scripts.sampling.lora_set import LoRASet, WeightedLoRA
 
-    components = {"unet": parts.unet, "text_encoder": parts.text_encoder}
+    components = parts.components
     shapes = layer_shapes(components)
     turns: dict[tuple[tuple[Path, float, float], ...], list[_Job]] = {}
     for job in jobs:

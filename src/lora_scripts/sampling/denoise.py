@@ -11,19 +11,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import ConfigError, did_you_mean
 from lora_scripts.families.protocol import SampleRequest
-from lora_scripts.sampling.embed import embed_prompts
-from lora_scripts.sampling.prompt import parse_prompt
+from lora_scripts.sampling.conditions import Conditions, Parts, conditioner_of, unet_arguments
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
     from torch import Tensor, nn
 
-__all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "Parts", "check_sampler", "noise_prediction", "render"]
+__all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "check_sampler", "noise_prediction", "render"]
 
 _DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "timestep_spacing": "linspace"}
 SAMPLERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
@@ -42,23 +41,6 @@ DEFAULT_SAMPLER = "DPM++ 2M"
 
 _PIXELS_AT_ONCE = 2 * 512 * 512
 """Pictures are decoded in groups of at most so many pixels: the VAE's decoder takes 1 to 2 GB for each 512x512."""
-
-
-class Parts(Protocol):
-    """The modules of a Stable Diffusion 1 or 2 model, as `load_stable_diffusion` gives them."""
-
-    @property
-    def unet(self) -> Any: ...
-    @property
-    def vae(self) -> Any: ...
-    @property
-    def text_encoder(self) -> Any: ...
-    @property
-    def tokenizer(self) -> Any: ...
-    @property
-    def scheduler_config(self) -> Mapping[str, Any]: ...
-    @property
-    def prediction_type(self) -> str: ...
 
 
 def render(
@@ -93,11 +75,14 @@ def render(
                 f"size {request.width}x{request.height}: both sides must be multiples of {factor} pixels."
             )
     with torch.no_grad(), ExitStack() as stack:
-        with _at_work(parts.text_encoder, device):
-            embeds = _embed(parts, requests, clip_skip)
+        conditioner = conditioner_of(parts, clip_skip)
+        with ExitStack() as reading:
+            for module in conditioner.modules:
+                reading.enter_context(_at_work(module, device))
+            conditions = conditioner(requests)
         groups: dict[tuple[int, int, int, bool, int], list[int]] = {}
         for index, request in enumerate(requests):
-            length = embeds[index][0].shape[0]
+            length = conditions[index][0].embeds.shape[0]
             key = (request.width, request.height, request.steps, request.guidance > 1, length)
             groups.setdefault(key, []).append(index)
         batches = [
@@ -119,7 +104,7 @@ def render(
         for batch in batches:
             chosen = [requests[index] for index in batch]
             scheduler = _scheduler(parts, sampler)
-            result = _denoise(parts, chosen, [embeds[index] for index in batch], scheduler, device, factor, tick)
+            result = _denoise(parts, chosen, [conditions[index] for index in batch], scheduler, device, factor, tick)
             latents.update(zip(batch, result, strict=True))
         stack.enter_context(_at_work(parts.vae, device))
         return [_to_image(pixels) for pixels in _decode(parts.vae, [latents[index] for index in range(len(requests))])]
@@ -140,36 +125,24 @@ def noise_prediction(
 
     device = torch.device(device)
     factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
-    with torch.no_grad(), _at_work(parts.text_encoder, device), _at_work(parts.unet, device):
-        embeds = embed_prompts(parts.text_encoder, parts.tokenizer, [prompt])[0]
+    conditioner = conditioner_of(parts)
+    with torch.no_grad(), ExitStack() as stack:
+        for module in (*conditioner.modules, parts.unet):
+            stack.enter_context(_at_work(module, device))
+        positive, _ = conditioner([SampleRequest(prompt, width=width, height=height)])[0]
         latents = _noise(parts.unet, seed, height // factor, width // factor)[None].to(device)
         dtype = _dtype(parts.unet)
+        arguments = unet_arguments([positive], device, dtype)
         output: Tensor = parts.unet(
-            latents.to(dtype), torch.tensor(timestep, device=device), embeds[None].to(dtype), return_dict=False
+            latents.to(dtype), torch.tensor(timestep, device=device), return_dict=False, **arguments
         )[0]
         return output
-
-
-def _embed(parts: Parts, requests: Sequence[SampleRequest], clip_skip: int) -> list[tuple[Tensor, Tensor]]:
-    """For each request (prompt, negative prompt), both [L, D] and filled up with empty pieces to one length."""
-    import torch
-
-    prompts = [parse_prompt(request.prompt).text for request in requests]
-    negatives = [parse_prompt(request.negative_prompt).text for request in requests]
-    every = embed_prompts(parts.text_encoder, parts.tokenizer, [*prompts, *negatives, ""], clip_skip=clip_skip)
-    empty = every.pop()
-    pairs = []
-    for pair in zip(every[: len(requests)], every[len(requests) :], strict=True):
-        length = max(len(embeds) for embeds in pair)
-        positive, negative = (torch.cat([e] + [empty] * ((length - len(e)) // len(empty))) for e in pair)
-        pairs.append((positive, negative))
-    return pairs
 
 
 def _denoise(
     parts: Parts,
     requests: Sequence[SampleRequest],
-    embeds: Sequence[tuple[Tensor, Tensor]],
+    conditions: Sequence[tuple[Conditions, Conditions]],
     scheduler: Any,
     device: torch.device,
     factor: int,
@@ -180,11 +153,11 @@ def _denoise(
 
     unet, dtype, first = parts.unet, _dtype(parts.unet), requests[0]
     guided = first.guidance > 1
-    context = torch.stack([positive for positive, _ in embeds])
+    given = [positive for positive, _ in conditions]
     if guided:
         # Both halves in one pass: the denoiser runs once a step, on twice the batch.
-        context = torch.cat([torch.stack([negative for _, negative in embeds]), context])
-    context = context.to(device, dtype)
+        given = [*(negative for _, negative in conditions), *given]
+    arguments = unet_arguments(given, device, dtype)
     guidance = torch.tensor([request.guidance for request in requests], device=device).view(-1, 1, 1, 1)
     scheduler.set_timesteps(first.steps, device=device)
     size = (first.height // factor, first.width // factor)
@@ -193,7 +166,7 @@ def _denoise(
     for timestep in scheduler.timesteps:
         model_input = torch.cat([latents, latents]) if guided else latents
         model_input = scheduler.scale_model_input(model_input, timestep)
-        model_pred = unet(model_input.to(dtype), timestep, context, return_dict=False)[0].float()
+        model_pred = unet(model_input.to(dtype), timestep, return_dict=False, **arguments)[0].float()
         if guided:
             negative, positive = model_pred.chunk(2)
             model_pred = negative + guidance * (positive - negative)

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_scripts.models.text_encoding import ReadText, TextStates, read_normed
 from lora_scripts.sampling.prompt import parse_emphasis
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["embed_prompts"]
+__all__ = ["PromptStates", "embed_prompts", "read_prompts"]
 
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _COMMA_BACKTRACK = 20
@@ -35,42 +36,70 @@ class _Piece:
     weights: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class PromptStates:
+    """A prompt as a text encoder reads it.
+
+    Attributes:
+        embeds: [P * L, D].
+        pooled: what the text encoder makes of the first piece as a whole, untouched by emphasis; None where it makes nothing.
+    """
+
+    embeds: Tensor
+    pooled: Tensor | None
+
+
 def embed_prompts(text_encoder: Any, tokenizer: Any, prompts: Sequence[str], *, clip_skip: int = 1) -> list[Tensor]:
-    """One tensor [P * L, D] per prompt, in the text encoder's dtype and on its device.
+    """One tensor [P * L, D] per prompt, as Stable Diffusion 1 and 2 read them; see `read_prompts`."""
+    return [each.embeds for each in read_prompts(text_encoder, tokenizer, prompts, read_normed, clip_skip)]
+
+
+def read_prompts(
+    text_encoder: Any, tokenizer: Any, prompts: Sequence[str], read: ReadText, clip_skip: int = 1
+) -> list[PromptStates]:
+    """What a text encoder makes of each prompt, in its dtype and on its device.
 
     Args:
         prompts: with emphasis, `BREAK` and any length; LoRA tags taken out.
-        clip_skip: 1 is the last layer, 2 the one before it.
+        read: which layer is read, and how.
+        clip_skip: as `read` counts it.
     Source: AUTOMATIC1111/stable-diffusion-webui, `modules/sd_hijack_clip.py` and `modules/sd_emphasis.py` ("Original").
     """
     import torch
 
     pieces = {prompt: _pieces(tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
     unique = list(dict.fromkeys(piece for parts in pieces.values() for piece in parts))
-    encoded: dict[_Piece, Tensor] = {}
+    encoded: dict[_Piece, PromptStates] = {}
     for start in range(0, len(unique), _ENCODE_AT_ONCE):
         chunk = unique[start : start + _ENCODE_AT_ONCE]
-        for piece, embeds in zip(chunk, _encode(text_encoder, tokenizer, chunk, clip_skip), strict=True):
-            encoded[piece] = embeds
-    return [torch.cat([encoded[piece] for piece in pieces[prompt]]) for prompt in prompts]
+        states = read(text_encoder, _input_ids(text_encoder, tokenizer, chunk), clip_skip)
+        encoded |= zip(chunk, _split(states, chunk), strict=True)
+    return [
+        PromptStates(torch.cat([encoded[piece].embeds for piece in pieces[prompt]]), encoded[pieces[prompt][0]].pooled)
+        for prompt in prompts
+    ]
 
 
-def _encode(text_encoder: Any, tokenizer: Any, pieces: Sequence[_Piece], clip_skip: int) -> list[Tensor]:
+def _input_ids(text_encoder: Any, tokenizer: Any, pieces: Sequence[_Piece]) -> Tensor:
+    """[pieces, L] with the tokenizer's own marks and filling."""
     import torch
 
     length = int(tokenizer.model_max_length)
-    device = next(text_encoder.parameters()).device
     rows = []
     for piece in pieces:
         row = [tokenizer.bos_token_id, *piece.ids, tokenizer.eos_token_id]
         rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))
-    input_ids = torch.tensor(rows, device=device)
-    if clip_skip == 1:
-        hidden = text_encoder(input_ids).last_hidden_state
-    else:
-        states = text_encoder(input_ids, output_hidden_states=True).hidden_states
-        hidden = getattr(text_encoder, "text_model", text_encoder).final_layer_norm(states[-clip_skip])
-    return [_weighted(embeds, piece.weights) for embeds, piece in zip(hidden, pieces, strict=True)]
+    return torch.tensor(rows, device=next(text_encoder.parameters()).device)
+
+
+def _split(states: TextStates, pieces: Sequence[_Piece]) -> list[PromptStates]:
+    """The pieces' own states, their emphasis at work."""
+    return [
+        PromptStates(
+            _weighted(states.embeds[number], piece.weights), None if states.pooled is None else states.pooled[number]
+        )
+        for number, piece in enumerate(pieces)
+    ]
 
 
 def _weighted(embeds: Tensor, weights: Sequence[float]) -> Tensor:
