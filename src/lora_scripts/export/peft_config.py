@@ -22,6 +22,9 @@ LANGUAGE_MODEL_TASK = "CAUSAL_LM"
 _CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda")
 """Initialisations that subtract the adapter's start from the base's weights: beside the plain base it would add too much."""
 
+_KINDS = ("LORA", "LOHA", "LOKR")
+"""PEFT's kinds whose tensors are named and meant as LyCORIS's; its OFT is another one than LyCORIS's."""
+
 _PLAIN_PATTERN = re.compile(r"\^?[\w.\-]+\$?")
 
 
@@ -34,12 +37,14 @@ class AdapterConfig:
         alpha_pattern: ending of a layer's path (with `^` in front: the whole path) to its alpha.
         use_rslora: the scale is alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732).
         task_type: "CAUSAL_LM" for a language model, empty for a picture model.
+        base_model: `base_model_name_or_path`, empty where it is not said.
     """
 
     lora_alpha: float
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     use_rslora: bool = False
     task_type: str = ""
+    base_model: str = ""
 
     def alpha_of(self, spellings: Sequence[str], rank: int) -> float:
         """Alpha of a layer so that alpha / rank is its scale; `spellings` are the paths it may be called by."""
@@ -57,11 +62,13 @@ def _matches(pattern: str, path: str) -> bool:
     return path == name or (not whole and path.endswith(f".{name}"))
 
 
-def folder_config(file: Path) -> AdapterConfig:
+def folder_config(file: Path, *, plain_only: bool = True) -> AdapterConfig:
     """The configuration beside a PEFT weights file.
 
+    Args:
+        plain_only: False to take DoRA, LoHa and LoKr as well.
     Raises:
-        ModelError: there is none, it cannot be read, or it describes something else than plain LoRA.
+        ModelError: there is none, it cannot be read, or it describes a kind that is not asked for.
     """
     path = file.with_name("adapter_config.json")
     if not path.is_file():
@@ -73,14 +80,16 @@ def folder_config(file: Path) -> AdapterConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error}). Export the adapter again.") from error
-    return _config(path, values)
+    return _config(path, values, plain_only)
 
 
-def header_configs(file: Path, header: Mapping[str, str]) -> dict[str, AdapterConfig]:
+def header_configs(file: Path, header: Mapping[str, str], *, plain_only: bool = True) -> dict[str, AdapterConfig]:
     """Component to configuration, from diffusers' header entry; empty where the file has none.
 
+    Args:
+        plain_only: False to take DoRA, LoHa and LoKr as well.
     Raises:
-        ModelError: the entry cannot be read, or it describes something else than plain LoRA.
+        ModelError: the entry cannot be read, or it describes a kind that is not asked for.
     """
     if METADATA_KEY not in header:
         return {}
@@ -95,17 +104,17 @@ def header_configs(file: Path, header: Mapping[str, str]) -> dict[str, AdapterCo
         component, _, setting = str(key).partition(".")
         if setting:
             by_component.setdefault(component, {})[setting] = value
-    return {component: _config(file, settings) for component, settings in by_component.items()}
+    return {component: _config(file, settings, plain_only) for component, settings in by_component.items()}
 
 
-def _config(source: Path, values: Any) -> AdapterConfig:
+def _config(source: Path, values: Any, plain_only: bool) -> AdapterConfig:
     if not isinstance(values, dict):
         raise ModelError(f"{source}: is not a table of settings.")
     kind = str(values.get("peft_type", "LORA")).upper()
-    if kind != "LORA":
+    if kind not in (_KINDS[:1] if plain_only else _KINDS):
         raise ModelError(f"{source}: the adapter is of type {kind}. Only plain LoRA can be read here.")
     for setting, what in (("use_dora", "DoRA"), ("modules_to_save", "LoRA with whole layers (modules_to_save)")):
-        if values.get(setting):
+        if values.get(setting) and (plain_only or setting != "use_dora"):
             raise ModelError(f"{source}: the adapter is a {what}. Only plain LoRA can be read here.")
     if values.get("bias", "none") != "none" or values.get("lora_bias"):
         raise ModelError(f"{source}: the adapter changes biases as well. Only plain LoRA can be read here.")
@@ -117,7 +126,7 @@ def _config(source: Path, values: Any) -> AdapterConfig:
         )
     try:
         rank = int(values.get("r", 0))
-        alpha = float(values.get("lora_alpha", rank))
+        alpha = float(values["lora_alpha"] if "lora_alpha" in values else values.get("alpha", rank))
         patterns = {str(name): float(value) for name, value in (values.get("alpha_pattern") or {}).items()}
     except (TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{source}: r, lora_alpha or alpha_pattern are not numbers ({error}).") from error
@@ -127,4 +136,5 @@ def _config(source: Path, values: Any) -> AdapterConfig:
             f"{source}: alpha_pattern holds a regular expression ({strange[0]}); only layer names are read."
         )
     task = str(values.get("task_type") or "")
-    return AdapterConfig(alpha, patterns, bool(values.get("use_rslora", False)), task)
+    base = str(values.get("base_model_name_or_path") or "")
+    return AdapterConfig(alpha, patterns, bool(values.get("use_rslora", False)), task, base)

@@ -267,6 +267,7 @@ def read_tensors(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    finite: bool = True,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields (name, tensor) one at a time in the order of the file, converted and checked to be finite.
 
@@ -276,6 +277,7 @@ def read_tensors(
     Args:
         dtype: of floating-point tensors; None keeps the file's.
         shapes: other shapes with the same number of elements, by name ([out, in, 1, 1] as [out, in]).
+        finite: False to look at a file that may be broken.
     Raises:
         ModelError: a tensor is not finite, or becomes so in `dtype`; the file became shorter meanwhile.
     """
@@ -289,7 +291,8 @@ def read_tensors(
                 _read_fully(file, header.data_start + info.begin, raw, header.path)
             stored = raw.view(getattr(torch, _TORCH_DTYPES[info.dtype]))
             tensor = stored.to(dtype) if dtype is not None and stored.is_floating_point() else stored
-            check_finite(tensor, name, header.path, stored=stored)
+            if finite:
+                check_finite(tensor, name, header.path, stored=stored)
             yield name, tensor.reshape(shapes[name] if shapes and name in shapes else info.shape).to(device)
 
 

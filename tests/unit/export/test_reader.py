@@ -61,9 +61,14 @@ def test_names_without_shapes_are_enough(tmp_path: Path) -> None:
     assert set(read_lora_file(path, list(LAYERS)).weights) == {ATTENTION}
 
 
-def test_without_a_model_kohya_names_keep_their_underscores(tmp_path: Path) -> None:
+def test_without_a_model_the_names_are_those_of_the_published_models(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", kohya(KOHYA_PROJ_IN, 8, 8))
-    assert set(read_lora_file(path).weights) == {"unet.mid_block_attentions_0_proj_in"}
+    assert set(read_lora_file(path).weights) == {PROJ_IN}
+
+
+def test_without_a_model_unknown_kohya_names_keep_their_underscores(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", kohya("lora_unet_double_blocks_0_img_attn_qkv", 8, 8))
+    assert set(read_lora_file(path).weights) == {"unet.double_blocks_0_img_attn_qkv"}
 
 
 def test_missing_alpha_is_scale_one(tmp_path: Path) -> None:
@@ -243,13 +248,17 @@ def test_layers_the_model_lacks_are_named_with_the_likely_reason(tmp_path: Path,
         read_lora_file(path, LAYERS)
 
 
-def test_lora_of_a_transformer_model_is_refused_with_the_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("diffusion_model.layers.0.attention.to_q", "Z-Image"),
+        ("transformer.blocks.0.attn.to_q", "a diffusion transformer"),
+    ],
+)
+def test_lora_of_a_transformer_model_is_refused_with_the_reason(tmp_path: Path, name: str, model: str) -> None:
     down, up = pair(8, 8)
-    names = (
-        "diffusion_model.layers.0.attention.to_q.lora_A.weight",
-        "diffusion_model.layers.0.attention.to_q.lora_B.weight",
-    )
-    with pytest.raises(ModelError, match="diffusion transformer"):
+    names = (f"{name}.lora_A.weight", f"{name}.lora_B.weight")
+    with pytest.raises(ModelError, match=f"looks like a LoRA for {model}"):
         read_lora_file(write(tmp_path / "a.safetensors", {names[0]: down, names[1]: up}), LAYERS)
 
 
