@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.config import RunConfig
+from lora_scripts.processes import ONE, Processes
 from lora_scripts.training.events import Events, RunStart
-from lora_scripts.training.processes import ONE, Processes
 
 if TYPE_CHECKING:
     import torch
@@ -78,13 +78,13 @@ def run(
     from lora_scripts.judging import make_judge
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.planning.fit_memory import fit_memory
+    from lora_scripts.processes import LostProcessError, spread_over
     from lora_scripts.tasks import task_of
     from lora_scripts.tasks.protocol import Run
     from lora_scripts.training.chosen import Chosen
     from lora_scripts.training.loop import Pauses, train
     from lora_scripts.training.lora_plus import parameter_groups
     from lora_scripts.training.optimizers import OptimizerSettings, make_optimizer
-    from lora_scripts.training.processes import LostProcessError, spread_over
     from lora_scripts.training.resume import Resumable
 
     started_at = time.time()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.errors import DataError, LoraScriptsError
+from lora_scripts.processes import ONE, Processes, joined_processes
 from lora_scripts.run_lock import locked
 from lora_scripts.stop_signal import StopSignal
 from lora_scripts.training.events import Events, Listener
-from lora_scripts.training.processes import ONE, Processes, joined_processes
 
 if TYPE_CHECKING:
     from lora_scripts.pipeline import Outcome

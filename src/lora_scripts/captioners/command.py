@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_scripts.captioners import CAPTIONERS
 from lora_scripts.errors import ConfigError
+from lora_scripts.processes import joined_processes
 
 if TYPE_CHECKING:
     from lora_scripts.captioners.label import LabelOptions, LabelResult
@@ -155,10 +156,14 @@ def run(args: argparse.Namespace) -> int:
             waiting, shown = engine.preview(options, listener.silent())
             _show_preview(listener, waiting, shown)
         return EXIT_OK
-    try:
-        result = engine.label(options, listener)
-    finally:
-        listener.close()
+    with joined_processes(options.device) as processes:
+        if not processes.is_first:
+            engine.label(options, _Silent(), processes)
+            return EXIT_OK
+        try:
+            result = engine.label(options, listener, processes)
+        finally:
+            listener.close()
     return _show_result(listener, options, result)
 
 
@@ -225,6 +230,14 @@ def make_options(args: argparse.Namespace) -> LabelOptions:
         exclude=tuple(args.exclude),
         spreadsheet_safe=args.spreadsheet_safe,
     )
+
+
+class _Silent:
+    """Of a process that leaves the telling to the first one."""
+
+    def note(self, text: str) -> None: ...
+    def start(self, total: int) -> None: ...
+    def advance(self, count: int) -> None: ...
 
 
 class _Terminal:

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lora_scripts.captioners.part_sheet import PartSheet, has_parts, take_in_parts
 from lora_scripts.captioners.protocol import Candidates, CaptionerSettings
 from lora_scripts.captioners.rules import Rules
 from lora_scripts.captioners.sheet import Sheet
 from lora_scripts.captioners.side_file import LabelRecord, text_digest
 from lora_scripts.errors import ConfigError, DataError
+from lora_scripts.processes import ONE, Processes
 
 if TYPE_CHECKING:
     from lora_scripts.captioners.batching import BatchSize, Picture
@@ -111,15 +113,27 @@ class LabelResult:
     interrupted: bool = False
     seconds: float = 0.0
 
+    def add(self, others: Sequence[LabelResult]) -> None:
+        """Takes in what other processes did with their shares of the same pictures."""
+        for other in others:
+            self.num_written += other.num_written
+            self.num_copies += other.num_copies
+            self.failures += [failure for failure in other.failures if failure not in self.failures]
+            self.interrupted |= other.interrupted
+            self.seconds = max(self.seconds, other.seconds)
+
 
 class LabelJob:
     """A run that is prepared: which pictures need a caption is known, no model is loaded."""
 
-    def __init__(self, options: LabelOptions, listener: Listener) -> None:
+    def __init__(self, options: LabelOptions, listener: Listener, processes: Processes = ONE) -> None:
         if options.output.suffix.lower() != ".csv":
             raise DataError(f"{options.output}: captions are written as CSV. Name a file that ends in .csv.")
         self.options, self.listener = options, listener
-        self.sheet = Sheet(options.folder, options.output, listener.note, spreadsheet_safe=options.spreadsheet_safe)
+        kind = Sheet if processes.is_first else PartSheet
+        self.sheet = kind(options.folder, options.output, listener.note, spreadsheet_safe=options.spreadsheet_safe)
+        if isinstance(self.sheet, PartSheet):
+            self.sheet.journal(processes.index)
         table = self.sheet.table
         for text in table.notes:
             listener.note(text)
@@ -237,45 +251,59 @@ class LabelJob:
         )
 
 
-def label(options: LabelOptions, listener: Listener) -> LabelResult:
+def label(options: LabelOptions, listener: Listener, processes: Processes = ONE) -> LabelResult:
     """Captions for all pictures that have none; the result tells what was done and what failed.
 
-    An interruption (Ctrl-C) ends the run early with everything saved and `interrupted` set.
+    An interruption (Ctrl-C) ends the run early with everything saved and `interrupted` set. On several processes each captions
+    its share, and the first writes the table and has the result of all.
 
     Raises:
         DataError: there are no pictures, or the table cannot be read or written.
         ModelError: the captioner cannot be used.
+        LostProcessError: another process has ended; what was captioned is saved.
     """
-    job = LabelJob(options, listener)
-    result, sheet = job.result, job.sheet
-    if sheet.num_recovered:
-        listener.note(f"{sheet.num_recovered} captions of a run that was broken off were recovered.")
-    if not job.missing:
-        sheet.finish()
-        return result
-    _check_writable(options.output)
+    with processes.first_goes_ahead():
+        if processes.is_first and has_parts(options.output):
+            _take_over(options, listener)
+        job = LabelJob(options, listener, processes)
+        result, sheet = job.result, job.sheet
+        if sheet.num_recovered:
+            listener.note(f"{sheet.num_recovered} captions of a run that was broken off were recovered.")
+        if job.missing and processes.is_first:
+            _check_writable(options.output)
+    missing = processes.from_first(lambda: job.missing)
+    job.missing = list(processes.share(missing))
     job.drop_unreadable()
-    if not job.missing:
-        sheet.finish()
-        return result
-    try:
-        captioner, device = job.load_captioner()
-    except KeyboardInterrupt:
-        result.interrupted = True
-        return result
     began = time.monotonic()
     try:
-        caption_all(job, captioner, device.type)
+        if job.missing:
+            captioner, device = job.load_captioner()
+            began = time.monotonic()
+            caption_all(job, captioner, device.type)
     except KeyboardInterrupt:
         result.interrupted = True
         if not options.overwrite:  # the interruption may have come between counting a batch and keeping it
             result.num_written = sum(name in sheet.captions for name in job.missing)
     finally:
-        result.seconds = time.monotonic() - began
-        sheet.finish(backup=options.overwrite)
+        result.seconds = time.monotonic() - began if job.missing else 0.0
+        try:
+            result.add(processes.gather(result)[1:])
+        finally:
+            if processes.count > 1 and processes.is_first:
+                take_in_parts(sheet)
+            sheet.finish(backup=options.overwrite and bool(missing))
     order = {name: index for index, name in enumerate(sheet.table.pictures)}
     result.failures.sort(key=lambda failure: order[failure.name])
     return result
+
+
+def _take_over(options: LabelOptions, listener: Listener) -> None:
+    """Puts what processes of a run that was broken off had captioned into the table."""
+    sheet = Sheet(options.folder, options.output, listener.note, spreadsheet_safe=options.spreadsheet_safe)
+    taken = take_in_parts(sheet)
+    pictures = "picture" if taken == 1 else "pictures"
+    listener.note(f"Recovered from processes that were broken off: captions of {taken} {pictures}.")
+    sheet.finish()
 
 
 def _excluded(name: str, patterns: Sequence[str]) -> bool:

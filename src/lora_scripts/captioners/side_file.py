@@ -97,8 +97,13 @@ class SideFile:
 
     @classmethod
     def beside(cls, table: Path) -> SideFile:
-        """The side file of a table, read as far as it can be: half a last line is what a killed run leaves."""
-        side = cls(table.with_name(f"{table.stem}.labels.jsonl"))
+        """The side file of a table."""
+        return cls.read(table.with_name(f"{table.stem}.labels.jsonl"))
+
+    @classmethod
+    def read(cls, path: Path) -> SideFile:
+        """A side file, read as far as it can be: half a last line is what a killed run leaves."""
+        side = cls(path)
         try:
             text = side.path.read_bytes().decode("utf-8", errors="replace")
         except FileNotFoundError:

@@ -12,6 +12,7 @@ import torch
 
 from lora_scripts.config import RunConfig
 from lora_scripts.errors import TrainingError
+from lora_scripts.processes import ONE, Processes
 from lora_scripts.training.anomalies import Action, Guard, Verdict
 from lora_scripts.training.draws import Draws
 from lora_scripts.training.events import Events, StepReport
@@ -20,7 +21,6 @@ from lora_scripts.training.memory import memory_now
 from lora_scripts.training.micro_batches import MicroBatches
 from lora_scripts.training.optimizers import effective_learning_rates, set_learning_rates
 from lora_scripts.training.picture_losses import PictureLosses
-from lora_scripts.training.processes import ONE, Processes
 from lora_scripts.training.snapshot import Snapshot
 from lora_scripts.training.spill import SpillGuard
 from lora_scripts.training.throughput import ThroughputMeter

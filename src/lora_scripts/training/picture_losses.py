@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_scripts.training.processes import ONE, Processes
+from lora_scripts.processes import ONE, Processes
 
 if TYPE_CHECKING:
     from torch import Tensor

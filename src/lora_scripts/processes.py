@@ -188,8 +188,7 @@ def _talking() -> Iterator[None]:
     except RuntimeError as error:
         raise LostProcessError(
             "Another process of this run has ended, so this one ends too; what it printed or its machine's log says why "
-            f"(seen here as: {_shortened(error)}). The newest checkpoint is whole: run the same command again to go on "
-            "from there."
+            f"(seen here as: {_shortened(error)}). What is saved is whole: run the same command again to go on from there."
         ) from None
 
 
