@@ -35,10 +35,10 @@ def main() -> None:
         draw_pictures(folder / "pictures", options.pictures, size)
         base = "builtin:mini-sd"
         if options.full_size:
-            from helpers.full_size_sd15 import write_full_size_sd15
+            from helpers.full_size import write_full_size
 
             base = str(folder / "sd15.safetensors")
-            write_full_size_sd15(Path(base))
+            write_full_size(Path(base), "sd15")
         settings = {
             "train_data_dir": folder / "pictures",
             "base_model": base,

@@ -63,10 +63,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = options.base
         if base is None:
-            from helpers.full_size_sd15 import write_full_size_sd15
+            from helpers.full_size import write_full_size
 
             base = str(Path(folder) / "sd15.safetensors")
-            write_full_size_sd15(base)
+            write_full_size(base, "sd15")
         compare(load(base, options), options.batches)
 
 

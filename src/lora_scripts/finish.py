@@ -52,8 +52,8 @@ class Finish:
         name = f"{self._config.name}-{step}"
         weights, _ = bake_doras(self._adapter.weights(), self._adapter.base_weight)
         metadata = file_metadata(self._facts(name, step, weights), self._config.metadata_level)
-        dtype, prefixes = DTYPES[self._config.save_precision], self._family.export_prefixes
-        write_lora(folder / f"{name}.safetensors", weights, metadata, dtype, prefixes)
+        dtype, names = DTYPES[self._config.save_precision], self._family.file_names()
+        write_lora(folder / f"{name}.safetensors", weights, metadata, dtype, names)
 
     def export(self, step: int) -> list[Path]:
         """`NAME.safetensors` of the model as it is after `step` steps, with its card, read back and compared; the files.
@@ -65,22 +65,22 @@ class Finish:
         """
         config, family = self._config, self._family
         path = config.output_dir / f"{config.name}.safetensors"
-        prefixes = family.export_prefixes
+        names = family.file_names()
         with evaluation_weights(self._run.optimizer), self._adapter.strength(1.0):
             weights, baked = bake_doras(self._adapter.weights(), self._adapter.base_weight)
             trained_output = self._probe()
         facts = self._facts(config.name, step, weights)
-        write_lora(path, weights, file_metadata(facts, config.metadata_level), DTYPES[config.save_precision], prefixes)
+        write_lora(path, weights, file_metadata(facts, config.metadata_level), DTYPES[config.save_precision], names)
 
         try:
-            read_back = verify_file(path, weights, prefixes)
+            read_back = verify_file(path, weights, names)
             self._adapter.detach()
             effect = verify_effect(
                 path,
                 family.components,
                 lambda: self._probe(),
                 trained_output,
-                prefixes,
+                names,
                 tolerance=EFFECT_TOLERANCE + 3 * baked.error,
                 compute_dtype=trained_output.dtype,
             )

@@ -115,8 +115,8 @@ def test_another_family_is_named(
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.randn(4, 4)}, lone)
     assert "this is a Flux model; this version trains sd15" in refused(settings, tmp_path, capsys, lone)
     index = json.loads((model / "model_index.json").read_text())
-    (model / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
-    assert "this is an SDXL model; this version trains sd15" in refused(settings, tmp_path, capsys, model)
+    (model / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusion3Pipeline"}))
+    assert "this is a Stable Diffusion 3 model; this version trains sd15" in refused(settings, tmp_path, capsys, model)
 
 
 @pytest.mark.fault(22)

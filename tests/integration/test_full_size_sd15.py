@@ -42,11 +42,11 @@ finally:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read through the resource module")
 def test_full_size_trains_in_12_gb_and_the_file_loads_in_diffusers(tmp_path: Path) -> None:
-    from helpers.full_size_sd15 import write_full_size_sd15
+    from helpers.full_size import write_full_size
 
     model = tmp_path / "models" / "Stable-diffusion" / "v1-5-pruned.safetensors"
     model.parent.mkdir(parents=True)
-    write_full_size_sd15(model, torch.float16)
+    write_full_size(model, "sd15")
     draw_pictures(tmp_path / "data" / "style_train", 4, size=256)
     (tmp_path / "my.yaml").write_text(NINE_KEYS)
     (tmp_path / "measured.py").write_text(textwrap.dedent(MEASURED))
@@ -80,7 +80,7 @@ def diffusers_changes(file: Path) -> dict[str, torch.Tensor]:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from lora_scripts.models.clip_tokenizer import packaged_clip_tokenizer
-    from lora_scripts.models.sd_layout import published_config
+    from lora_scripts.models.published import published_config
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(published_config("unet")).to(torch.bfloat16)

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lora_scripts.errors import ExportError, ModelError
-from lora_scripts.models.sd_layout import ema_name
+from lora_scripts.models.components import CONFIG_KEY
 from lora_scripts.models.single_file import original_state_dict, schedule_tables, write_single_file
 from lora_scripts.models.source import resolve_base_model
-from lora_scripts.models.stable_diffusion import CONFIG_KEY, StableDiffusionParts, load_stable_diffusion
+from lora_scripts.models.stable_diffusion import StableDiffusionParts, load_stable_diffusion
+from lora_scripts.models.unet_layout import ema_name
 
 WIDTH = 16
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]

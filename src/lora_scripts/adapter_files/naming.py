@@ -80,7 +80,7 @@ class LayerNames:
 
 
 def _original_names(layers: Iterable[str]) -> dict[str, str]:
-    from lora_scripts.models.sd_layout import UNET_PREFIX, unet_names
+    from lora_scripts.models.unet_layout import UNET_PREFIX, unet_names
 
     paths = [split_layer(layer)[1] for layer in layers if layer.startswith("unet.")]
     try:

@@ -1,7 +1,7 @@
 """The proof that a finished kohya file holds what was trained: read back from the disk, compared, and run.
 
-Nothing here is shared with the code that wrote the file: the header is parsed by hand, the names are spelt on their own,
-and the effect is measured with the file's tensors on the real layers.
+Only the names are shared with the code that wrote the file: the header is parsed by hand, and the effect is measured with the
+file's tensors on the real layers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.errors import ExportError
 from lora_scripts.export.effect import Effect, measure_effect, side_paths
-from lora_scripts.export.names import KOHYA_PREFIXES
+from lora_scripts.export.names import FileNames, kohya_file_names, kohya_layer_names
 from lora_scripts.export.read_back import (
     Stored,
     StoredLayer,
@@ -37,7 +37,7 @@ _SUFFIXES = (".lora_down.weight", ".lora_up.weight", ".alpha")
 def verify_file(
     path: str | Path,
     expected: LoRAWeights,
-    prefixes: Mapping[str, str] = KOHYA_PREFIXES,
+    names: FileNames | None = None,
 ) -> Verification:
     """Reads a finished kohya file back and compares it with what was trained.
 
@@ -48,9 +48,9 @@ def verify_file(
     """
     path = Path(path)
     tensors, metadata, header_bytes, dtype = read_tensors_by_hand(path)
-    names = {layer: _spelling(layer, prefixes) for layer in expected}
-    check_keys(path, tensors, [name + suffix for name in names.values() for suffix in _SUFFIXES])
-    layers = {layer: _layer(path, tensors, name) for layer, name in names.items()}
+    names = kohya_layer_names(expected) if names is None else names
+    check_keys(path, tensors, [names[layer] + suffix for layer in expected for suffix in _SUFFIXES])
+    layers = {layer: _layer(path, tensors, names[layer]) for layer in expected}
     return compare_stored(Stored(path, layers, len(tensors), dtype, header_bytes, metadata), expected)
 
 
@@ -59,7 +59,7 @@ def verify_effect(
     components: Mapping[str, nn.Module],
     forward: Callable[[], Tensor],
     trained_output: Tensor,
-    prefixes: Mapping[str, str] = KOHYA_PREFIXES,
+    names: FileNames | None = None,
     tolerance: float = 0.02,
     compute_dtype: torch.dtype | None = None,
 ) -> Effect:
@@ -78,13 +78,13 @@ def verify_effect(
     """
     path = Path(path)
     return measure_effect(
-        path, forward, lambda: applied_file(path, components, prefixes), trained_output, tolerance, compute_dtype
+        path, forward, lambda: applied_file(path, components, names), trained_output, tolerance, compute_dtype
     )
 
 
 @contextmanager
 def applied_file(
-    path: str | Path, components: Mapping[str, nn.Module], prefixes: Mapping[str, str] = KOHYA_PREFIXES
+    path: str | Path, components: Mapping[str, nn.Module], names: FileNames | None = None
 ) -> Iterator[None]:
     """The file's LoRA at work on the components, layer by layer beside the frozen weights; gone afterwards.
 
@@ -93,11 +93,12 @@ def applied_file(
     """
     path = Path(path)
     tensors = read_tensors_by_hand(path)[0]
+    names = kohya_file_names(components) if names is None else names
     modules = {
-        _spelling(f"{component}.{name}", prefixes): module
+        names[layer]: module
         for component, root in components.items()
-        if component in prefixes
-        for name, module in root.named_modules()
+        for path, module in root.named_modules()
+        if (layer := f"{component}.{path}") in names
     }
     pairs = []
     for name in sorted({key.removesuffix(suffix) for key in tensors for suffix in _SUFFIXES if key.endswith(suffix)}):
@@ -114,12 +115,3 @@ def _layer(path: Path, tensors: Mapping[str, Tensor], name: str) -> StoredLayer:
     if alpha.ndim:
         raise ExportError(f"{path}: failed: {names[2]} is {list(alpha.shape)} in the file, [] was trained.")
     return StoredLayer(down, up, float(alpha), names)
-
-
-def _spelling(layer: str, prefixes: Mapping[str, str]) -> str:
-    """A layer's name as the file should have it, spelt here on its own to catch a mistake in the writer."""
-    component, _, module = layer.partition(".")
-    words = [prefixes[component].rstrip("_"), *module.split(".")]
-    if component.startswith("text_encoder") and module.split(".")[0] in ("encoder", "embeddings", "final_layer_norm"):
-        words.insert(1, "text_model")
-    return "_".join(words)

@@ -11,7 +11,7 @@ from lora_scripts.atomic import write_atomically
 from lora_scripts.errors import DataError, ExportError
 from lora_scripts.export.kohya import to_kohya
 from lora_scripts.export.metadata import MAX_HEADER_BYTES, fit_metadata, metadata_bytes, with_hashes
-from lora_scripts.export.names import KOHYA_PREFIXES
+from lora_scripts.export.names import FileNames
 
 if TYPE_CHECKING:
     import torch
@@ -27,19 +27,22 @@ def write_lora(
     weights: LoRAWeights,
     metadata: Mapping[str, str],
     dtype: torch.dtype,
-    prefixes: Mapping[str, str] = KOHYA_PREFIXES,
+    names: FileNames | None = None,
 ) -> dict[str, str]:
     """Writes a kohya LoRA file and returns the header texts that it got, hashes among them.
 
     The same weights and texts give the same bytes. An older file of that name is replaced in one step; a symbolic link
     is refused.
 
+    Args:
+        names: what each layer is called in the file (`PictureFamily.file_names`); None for the names of Stable Diffusion 1
+            and 2.
     Raises:
         ExportError: a number is not finite, or not in `dtype`; the place cannot be written. Nothing was written.
     """
     path = Path(path)
     require_finite(path, weights, dtype)
-    tensors = to_kohya(weights, prefixes, dtype)
+    tensors = to_kohya(weights, names, dtype)
     texts = with_hashes(tensors, metadata)
     room = MAX_HEADER_BYTES - _entries_bytes(tensors)
     if metadata_bytes(texts) > room:

@@ -14,6 +14,8 @@ __all__ = ["FAMILIES", "family_class", "num_parameters"]
 
 FAMILIES = {
     "sd15": "lora_scripts.families.sd15:StableDiffusion15",
+    "sd2": "lora_scripts.families.sd2:StableDiffusion2",
+    "sdxl": "lora_scripts.families.sdxl:StableDiffusionXL",
     "causal_lm": "lora_scripts.families.causal_lm:CausalLanguageModel",
 }
 

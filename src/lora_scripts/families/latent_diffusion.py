@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.config import RunConfig
+from lora_scripts.export.names import kohya_file_names
 from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
@@ -47,6 +48,7 @@ PIXELS_AT_ONCE = 4 * 512 * 512
 class LatentDiffusion(ABC):
     """Frozen parts of a latent diffusion model with a U-Net, and how they are trained."""
 
+    name: ClassVar[str]
     task: ClassVar[str] = "text-to-image"
     num_levels: ClassVar[int] = 16
 
@@ -105,6 +107,9 @@ class LatentDiffusion(ABC):
         if len(spans) <= self.max_caption_tokens:
             return caption
         return caption[: spans[self.max_caption_tokens - 1][1]]
+
+    def file_names(self) -> Mapping[str, str]:
+        return kohya_file_names(self.components, self.name)
 
     def _input_ids(self, tokenizer: Any, captions: Sequence[str]) -> Tensor:
         """[B,L] on the CPU; captions over the limit are cut, others filled up with the tokenizer's own padding."""

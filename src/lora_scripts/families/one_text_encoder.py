@@ -22,7 +22,6 @@ class OneTextEncoderDiffusion(LatentDiffusion):
     """A U-Net conditioned on the embeddings of one CLIP text encoder."""
 
     default_targets: ClassVar[Mapping[str, Sequence[str]]] = {"unet": UNET_ATTENTION, "text_encoder": CLIP_ATTENTION}
-    export_prefixes: ClassVar[Mapping[str, str]] = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
     def text_encoders(self) -> Sequence[Encoder]:
         name = f"{self._source.fingerprint}/clip/{self._parts.text_encoder.dtype}/skip{self._config.clip_skip}"

@@ -181,14 +181,11 @@ class PictureFamily(ModelFamily, Protocol):
 
     Attributes:
         default_resolution: pixels, the side of the square the family was trained at.
-        export_prefixes: component -> key prefix in a kohya file.
         base_model_version: `ss_base_model_version` in a file's header, which the WebUI sorts by.
         modelspec_architecture: `modelspec.architecture` in a file's header.
         prediction: what the denoiser predicts, "epsilon" or "v_prediction".
         max_caption_tokens: tokens that the text encoder reads of a caption, start and end marks left out.
     """
-
-    export_prefixes: ClassVar[Mapping[str, str]]
 
     @property
     def base_model_version(self) -> str: ...
@@ -200,6 +197,10 @@ class PictureFamily(ModelFamily, Protocol):
     def default_resolution(self) -> int: ...
     @property
     def max_caption_tokens(self) -> int: ...
+
+    def file_names(self) -> Mapping[str, str]:
+        """Every layer that a finished file can hold -> its name in a kohya file, without a suffix."""
+        ...
 
     def encoders(self) -> Sequence[Encoder]:
         """The stages whose outputs can be computed once and cached; what is trained is not among them."""

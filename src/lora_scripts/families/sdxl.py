@@ -35,11 +35,6 @@ class StableDiffusionXL(LatentDiffusion):
         "text_encoder": CLIP_ATTENTION,
         "text_encoder_2": CLIP_ATTENTION,
     }
-    export_prefixes: ClassVar[Mapping[str, str]] = {
-        "unet": "lora_unet",
-        "text_encoder": "lora_te1",
-        "text_encoder_2": "lora_te2",
-    }
 
     @property
     def base_model_version(self) -> str:

@@ -59,8 +59,12 @@ def clip_vocabulary() -> dict[str, int]:
     return {token: index for index, token in enumerate(tokens)}
 
 
-def packaged_clip_tokenizer() -> CLIPTokenizer:
-    """The tokenizer of every Stable Diffusion 1.x model, built from the vocabulary that ships with this package."""
+def packaged_clip_tokenizer(pad_token: str = _END) -> CLIPTokenizer:
+    """CLIP's tokenizer, built from the vocabulary that ships with this package.
+
+    Args:
+        pad_token: what captions are filled up with: CLIP's own is the end mark, OpenCLIP's "!", its token 0.
+    """
     from transformers import CLIPTokenizer
 
     tokenizer: CLIPTokenizer = CLIPTokenizer(
@@ -72,6 +76,13 @@ def packaged_clip_tokenizer() -> CLIPTokenizer:
         pad_token=_END,
         model_max_length=_MAX_TOKENS,
     )
+    return _padding_with(tokenizer, pad_token)
+
+
+def _padding_with(tokenizer: CLIPTokenizer, pad_token: str) -> CLIPTokenizer:
+    # Set afterwards: given to the constructor, it would be cut out of captions as a mark, while OpenCLIP reads "!" as a word.
+    if tokenizer.pad_token != pad_token:
+        tokenizer.pad_token = pad_token
     return tokenizer
 
 
@@ -101,7 +112,7 @@ def tokenizer_from_folder(folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def find_tokenizer(beside: Path | None, vocab_size: int, name: str) -> CLIPTokenizer:
+def find_tokenizer(beside: Path | None, vocab_size: int, name: str, pad_token: str = _END) -> CLIPTokenizer:
     """The tokenizer that fits a text encoder.
 
     Looked for in this order: the folder given, then for CLIP's vocabulary the hub cache and this package, then the built-in
@@ -111,6 +122,7 @@ def find_tokenizer(beside: Path | None, vocab_size: int, name: str) -> CLIPToken
         beside: a `tokenizer` folder that belongs to the model; may not exist.
         vocab_size: rows of the token embedding.
         name: of the model, for messages.
+        pad_token: what captions are filled up with; a tokenizer folder of the model's own says that itself.
     Raises:
         ModelError: none has that size.
     """
@@ -123,12 +135,12 @@ def find_tokenizer(beside: Path | None, vocab_size: int, name: str) -> CLIPToken
             )
         return tokenizer
     if vocab_size == CLIP_VOCAB_SIZE:
-        return _from_hub_cache() or packaged_clip_tokenizer()
+        return _padding_with(_from_hub_cache() or packaged_clip_tokenizer(), pad_token)
     builtin = _builtin_tokenizer(vocab_size)
     if builtin is None:
         raise ModelError(
             f"{name}: its text encoder knows {vocab_size} tokens, which is not CLIP's vocabulary ({CLIP_VOCAB_SIZE}). "
-            "Put the model's tokenizer folder beside the file, under the name tokenizer."
+            f"Put the model's tokenizer folder beside the file, under the name {beside.name if beside else 'tokenizer'}."
         )
     return builtin
 

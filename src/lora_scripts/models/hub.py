@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ class Layout:
         marker: the file that tells it.
         parts: folders with weights; "" for the model's own folder.
         small: folders whose small files are needed.
+        more: parts with weights, and folders of small files, that are needed where the marker lists them.
     """
 
     title: str
@@ -32,6 +33,24 @@ class Layout:
     parts: tuple[str, ...]
     small: tuple[str, ...]
     endings: tuple[str, ...] = (".json", ".txt")
+    more: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+    def for_model(self, folder: Path, name: str) -> Layout:
+        """The same layout with the further parts that this model's marker file lists.
+
+        Args:
+            folder: of the model; its marker file is there.
+            name: of the model, for messages.
+        Raises:
+            ModelError: the marker file cannot be read.
+        """
+        if not any(self.more):
+            return self
+        from lora_scripts.models.recognise import listed, read_json
+
+        index = read_json(folder / self.marker, name)
+        parts, small = (tuple(part for part in kind if listed(index, part)) for kind in self.more)
+        return replace(self, parts=self.parts + parts, small=self.small + parts + small)
 
 
 DIFFUSERS = Layout(
@@ -39,6 +58,7 @@ DIFFUSERS = Layout(
     "model_index.json",
     ("unet", "vae", "text_encoder"),
     ("unet", "vae", "text_encoder", "scheduler", "tokenizer"),
+    more=(("text_encoder_2",), ("tokenizer_2",)),
 )
 TRANSFORMERS = Layout("transformers", "config.json", ("",), ("",), (".json", ".txt", ".model", ".jinja"))
 
@@ -118,6 +138,7 @@ def _download(repo_id: str, check: Callable[[Path], object], layout: Layout) -> 
         return path
 
     folder = fetch(layout.marker).parent
+    layout = layout.for_model(folder, f"base_model {repo_id}")
     for filename in sha256:
         part, _, rest = filename.rpartition("/")
         if part in layout.small and rest.endswith(layout.endings) and ".index" not in rest:

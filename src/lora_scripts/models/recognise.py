@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import ModelError
-from lora_scripts.models.sd_layout import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, ema_name
+from lora_scripts.models.sd_layout import LAYOUTS, FileLayout
+from lora_scripts.models.unet_layout import UNET_PREFIX, ema_name
+from lora_scripts.models.vae_layout import VAE_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lora_scripts.models.weights_file import WeightsHeader
 
-__all__ = ["Recognised", "read_json", "recognise_file", "recognise_folder", "shard_names", "trained_families"]
+__all__ = ["Recognised", "listed", "read_json", "recognise_file", "recognise_folder", "shard_names", "trained_families"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ _UNET = Recognised(
 _TRANSFORMER = Recognised("", "a diffusion transformer alone (Flux, SD 3, Qwen-Image and others)")
 _CONTROLNET = Recognised("", "a ControlNet", "Give the base model that it belongs to.")
 _EMBEDDING = Recognised("", "a textual inversion embedding", "Give the base model that it belongs to.")
-_INPAINTING = Recognised(
-    "", "an inpainting variant (its UNet has {} input channels)", "Give the plain version of the model, with 4."
+_UNCLIP = Recognised(
+    "", "a Stable unCLIP model, which is given pictures beside captions", "Give a plain Stable Diffusion 2.x model."
 )
 
 _LORA_MARKS = (
@@ -108,7 +110,9 @@ def recognise_file(header: WeightsHeader) -> Recognised:
         return _UNET
     if any_starts("encoder.down.0.", "encoder.down_blocks.0.", VAE_PREFIX):
         return _VAE
-    if any_starts("text_model.", "encoder.block.0.layer.", "shared.", TEXT_PREFIX, "text_encoders."):
+    if any_starts(
+        "text_model.", "encoder.block.0.layer.", "shared.", "cond_stage_model.", "conditioner.", "text_encoders."
+    ):
         return _TEXT
     if any_starts("model.embed_tokens.", "model.layers.", "transformer.h.", "lm_head.", "model.language_model."):
         return _LANGUAGE
@@ -116,6 +120,14 @@ def recognise_file(header: WeightsHeader) -> Recognised:
     raise ModelError(
         f"{header.path}: no known kind of model; its {len(names)} tensors are named {some}, ... "
         f"Give a whole checkpoint of a family that this version trains: {trained_families()}."
+    )
+
+
+def _other_inputs(channels: int) -> Recognised:
+    kinds = {9: "an inpainting variant", 5: "a depth variant", 7: "an upscaler", 8: "a variant that edits pictures"}
+    kind = kinds.get(channels, "a variant with further inputs")
+    return Recognised(
+        "", f"{kind} (its UNet has {channels} input channels)", "Give the plain version of the model, with 4."
     )
 
 
@@ -136,29 +148,43 @@ def _recognise_whole(header: WeightsHeader) -> Recognised:
         raise ModelError(
             f"{header.path}: a diffusion model of a kind that this version does not know. It trains {trained_families()}."
         )
-    if starts("conditioner.embedders.1.") or (starts(UNET_PREFIX + "label_emb.") and starts("conditioner.")):
-        return _SDXL
-    if starts("conditioner.") or starts(UNET_PREFIX + "label_emb."):
-        return _REFINER
-    if starts("cond_stage_model.model."):
-        return _SD2
     if first.shape[1] != 4:
-        return Recognised("", _INPAINTING.title.format(first.shape[1]), _INPAINTING.way_on)
-    missing = [what for what, prefix in (("VAE", VAE_PREFIX), ("text encoder", TEXT_PREFIX)) if not starts(prefix)]
+        return _other_inputs(first.shape[1])
+    has_label = starts(UNET_PREFIX + "label_emb.") or starts(ema_name(UNET_PREFIX + "label_emb."))
+    context = names.get(UNET_PREFIX + "middle_block.1.transformer_blocks.0.attn2.to_k.weight")
+    width = context.shape[1] if context is not None and len(context.shape) == 2 else None
+    if starts("cond_stage_model.model."):
+        found = _UNCLIP if has_label else _SD2
+    elif has_label or starts("conditioner."):
+        # The refiner has OpenCLIP alone, where the base has CLIP before it.
+        found = _REFINER if starts("conditioner.embedders.0.model.") or width == _REFINER_WIDTH else _SDXL
+    else:
+        found = _SD2 if width == _SD2_WIDTH and not starts("cond_stage_model.") else _SD15
+    if found.family in LAYOUTS:
+        _require_whole(header, LAYOUTS[found.family])
+    return found
+
+
+_REFINER_WIDTH, _SD2_WIDTH = 1280, 1024
+"""Numbers per token of a caption that these two read; told by nothing else where the text encoders are missing."""
+
+
+def _require_whole(header: WeightsHeader, layout: FileLayout) -> None:
+    prefixes = {"VAE": VAE_PREFIX}
+    for number, text in enumerate(layout.texts.values(), 1):
+        prefixes[f"text encoder {number}" if len(layout.texts) > 1 else "text encoder"] = text.prefix
+    missing = [what for what, prefix in prefixes.items() if not any(name.startswith(prefix) for name in header.tensors)]
     if missing:
         raise ModelError(
-            f"{header.path}: a Stable Diffusion UNet without its {' and '.join(missing)}. "
-            "Use the full version of the model, which holds UNet, VAE and text encoder in one file."
+            f"{header.path}: {_ARTICLES.get(layout.family, 'a')} {layout.title} UNet without its {' and '.join(missing)}. "
+            f"Use the full version of the model, which holds UNet, VAE and text {'encoders' if len(layout.texts) > 1 else 'encoder'} in one file."
         )
-    return _SD15
 
 
-_PIPELINES = {
-    "StableDiffusionXLPipeline": _SDXL,
-    "StableDiffusionXLImg2ImgPipeline": _REFINER,
-    "StableDiffusion3Pipeline": _SD3,
-    "FluxPipeline": _FLUX,
-}
+_ARTICLES = {"sdxl": "an"}
+
+
+_PIPELINES = {"StableDiffusion3Pipeline": _SD3, "FluxPipeline": _FLUX}
 
 
 def recognise_folder(folder: Path, name: str) -> Recognised:
@@ -187,20 +213,29 @@ def recognise_folder(folder: Path, name: str) -> Recognised:
 
 
 def _recognise_pipeline(folder: Path, name: str) -> Recognised:
-    pipeline = str(read_json(folder / "model_index.json", name).get("_class_name"))
+    index = read_json(folder / "model_index.json", name)
+    pipeline = str(index.get("_class_name"))
     if pipeline in _PIPELINES:
         return _PIPELINES[pipeline]
     if not pipeline.startswith("StableDiffusion") or not (folder / "unet" / "config.json").is_file():
         return Recognised("", f"a diffusers model of the kind {pipeline}")
     unet = read_json(folder / "unet" / "config.json", name)
-    if unet.get("addition_embed_type"):
-        return _SDXL
-    if unet.get("use_linear_projection") or unet.get("cross_attention_dim") == 1024:
-        return _SD2
     channels = unet.get("in_channels", 4)
     if channels != 4:
-        return Recognised("", _INPAINTING.title.format(channels), _INPAINTING.way_on)
+        return _other_inputs(channels)
+    if unet.get("addition_embed_type") or pipeline.startswith("StableDiffusionXL"):
+        # The refiner has OpenCLIP alone, and lists the base's first text encoder as one that it lacks.
+        lacks_clip = "text_encoder" in index and not listed(index, "text_encoder")
+        return _REFINER if lacks_clip or unet.get("cross_attention_dim") == _REFINER_WIDTH else _SDXL
+    if unet.get("use_linear_projection") or unet.get("cross_attention_dim") == _SD2_WIDTH:
+        return _SD2
     return _SD15
+
+
+def listed(index: Mapping[str, Any], part: str) -> bool:
+    """Whether a `model_index.json` says that the model has a part: some list those that it lacks as [null, null]."""
+    entry = index.get(part)
+    return isinstance(entry, list) and bool(entry) and entry[-1] is not None
 
 
 def read_json(path: Path, name: str) -> Mapping[str, Any]:

@@ -1,262 +1,197 @@
-"""How Stable Diffusion 1.x names its tensors in the original single file, and which model its shapes describe.
+"""The original single-file layouts of Stable Diffusion 1.x, 2.x and SDXL: where each component lies, and of what shape it is.
 
-Only one direction is written down, from the names of the diffusers classes to those of the original file: the names of a
-built model are always known, and the mapping is one to one, so reading and writing use the same table.
-
-Source: the module structure of CompVis/stable-diffusion (`ldm/modules/diffusionmodules/openaimodel.py` and `model.py`), and
-of huggingface/diffusers and huggingface/transformers.
+Only one direction is written down, from the names of the diffusers and transformers classes to those of the original file:
+the names of a built model are always known, so reading and writing use the same tables.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable, Mapping
-from importlib.resources import files
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lora_scripts.errors import ModelError
+from lora_scripts.models.clip_layout import clip_config, clip_names
+from lora_scripts.models.layout_names import Place, Shapes
+from lora_scripts.models.open_clip_layout import open_clip_config, open_clip_places
+from lora_scripts.models.published import published_config
+from lora_scripts.models.unet_layout import UNET_PREFIX, unet_config, unet_names
+from lora_scripts.models.vae_layout import VAE_PREFIX, vae_config, vae_names
 
-__all__ = [
-    "COMPONENTS",
-    "TEXT_PREFIX",
-    "UNET_PREFIX",
-    "VAE_PREFIX",
-    "derive_config",
-    "ema_name",
-    "published_config",
-    "text_encoder_names",
-    "unet_names",
-    "vae_names",
-]
+__all__ = ["LAYOUTS", "FileLayout", "TextPlace", "derive_config"]
 
-UNET_PREFIX = "model.diffusion_model."
-VAE_PREFIX = "first_stage_model."
-TEXT_PREFIX = "cond_stage_model.transformer."
-COMPONENTS = ("unet", "vae", "text_encoder")
 
-Shapes = Mapping[str, tuple[int, ...]]
+@dataclass(frozen=True)
+class TextPlace:
+    """Where a text encoder lies in a file.
 
-_UNET_ENDS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
+    Attributes:
+        prefix: of its names.
+        open_clip: whether the names are OpenCLIP's rather than those of transformers.
+        penultimate: whether the model reads the last layer but one, of which the loaded encoder is built no further.
+    """
+
+    prefix: str
+    open_clip: bool = False
+    penultimate: bool = False
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """How the files of one family are built.
+
+    Attributes:
+        family: a key of the table of families.
+        title: of the family, for messages.
+        texts: component -> where that text encoder lies.
+        architecture: `modelspec.architecture` of its files.
+        implementation: `modelspec.implementation` of its files.
+        velocity_architecture: as `architecture`, of the models that predict velocity where those have a name of their own.
+        velocity_sample_size: latent side of the models that predict velocity, where that is another one.
+        if_silent: what to tell people about a file that does not say what its model predicts; {title} is the model.
+    """
+
+    family: str
+    title: str
+    texts: Mapping[str, TextPlace]
+    architecture: str
+    implementation: str
+    velocity_architecture: str = ""
+    velocity_sample_size: int | None = None
+    if_silent: str = ""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return ("unet", "vae", *self.texts)
+
+    def architecture_of(self, prediction_type: str) -> str:
+        """`modelspec.architecture` of a file; the models of one family that predict velocity may have a name of their own."""
+        velocity = prediction_type == "v_prediction"
+        return (velocity and self.velocity_architecture) or self.architecture
+
+    def places(self, component: str, names: Iterable[str], file_names: Iterable[str] | None = None) -> dict[str, Place]:
+        """Name in the component's module -> its place in the file.
+
+        Args:
+            names: all tensor names of the module.
+            file_names: of the file that is read, whose spelling is followed; None for a file to be written.
+        Raises:
+            KeyError, ValueError: a name that the original layout has no place for.
+        """
+        if component in self.texts:
+            text = self.texts[component]
+            if text.open_clip:
+                return open_clip_places(names, text.prefix)
+            nested = file_names is None or any(name.startswith(text.prefix + "text_model.") for name in file_names)
+            plain = clip_names(names, text.prefix, with_text_model=nested)
+        else:
+            plain = {"unet": unet_names, "vae": vae_names}[component](names)
+        return {name: Place(stored) for name, stored in plain.items()}
+
+    def must_be_read(self, component: str) -> tuple[str, ...]:
+        """Beginnings of names in a file that must all find a place in the component.
+
+        Around them real files carry what no loader reads: position numbers, losses of the VAE's training, a projection,
+        schedule tables.
+        """
+        if component == "unet":
+            return (UNET_PREFIX,)
+        if component == "vae":
+            return tuple(VAE_PREFIX + part for part in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
+        text = self.texts[component]
+        if text.penultimate:
+            return ()
+        if text.open_clip:
+            return (text.prefix + "transformer.resblocks.",)
+        return (text.prefix + "encoder.layers.", text.prefix + "text_model.encoder.layers.")
+
+
+_COMPVIS = "https://github.com/CompVis/stable-diffusion"
+_STABILITY = "https://github.com/Stability-AI/"
+
+LAYOUTS: Mapping[str, FileLayout] = {
+    "sd15": FileLayout(
+        family="sd15",
+        title="Stable Diffusion 1.x",
+        texts={"text_encoder": TextPlace("cond_stage_model.transformer.")},
+        architecture="stable-diffusion-v1",
+        implementation=_COMPVIS,
+    ),
+    "sd2": FileLayout(
+        family="sd2",
+        title="Stable Diffusion 2.x",
+        texts={"text_encoder": TextPlace("cond_stage_model.model.", open_clip=True, penultimate=True)},
+        architecture="stable-diffusion-v2-512",
+        velocity_architecture="stable-diffusion-v2-768-v",
+        implementation=_STABILITY + "stablediffusion",
+        velocity_sample_size=96,
+        if_silent=(
+            "{title} does not say what it predicts, so noise (epsilon) at 512 px is taken. If it is a 768 px model (2.0-v, 2.1), "
+            "it predicts velocity: set prediction: v_prediction and resolution: 768."
+        ),
+    ),
+    "sdxl": FileLayout(
+        family="sdxl",
+        title="SDXL",
+        texts={
+            "text_encoder": TextPlace("conditioner.embedders.0.transformer."),
+            "text_encoder_2": TextPlace("conditioner.embedders.1.model.", open_clip=True),
+        },
+        architecture="stable-diffusion-xl-v1-base",
+        implementation=_STABILITY + "generative-models",
+    ),
 }
-_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+"""By family."""
 
 
-def published_config(component: str) -> dict[str, Any]:
-    """The configuration of Stable Diffusion 1.5's "unet", "vae", "text_encoder" or "scheduler"."""
-    text = files("lora_scripts.models").joinpath("assets", "sd15", f"{component}.json").read_text(encoding="utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
-
-
-def unet_names(names: Iterable[str]) -> dict[str, str]:
-    """Name in a UNet2DConditionModel -> name in the original file, for any number of levels and layers.
-
-    The original numbers its blocks through: `layers` resnets and one downsampler per level on the way down, `layers + 1`
-    resnets on the way up, an upsampler behind the attention (if there is one) of a level's last block.
-
-    Args:
-        names: all tensor names of the model; the numbers of levels and layers are read off them.
-    Raises:
-        ValueError: a name that the original layout has no place for.
-    """
-    names = list(names)
-    layers = 1 + max(int(match[1]) for name in names if (match := re.match(r"down_blocks\.0\.resnets\.(\d+)\.", name)))
-    levels_with_attention = {
-        int(match[1]) for name in names if (match := re.match(r"up_blocks\.(\d+)\.attentions\.", name))
-    }
-
-    def place(name: str) -> str:
-        for ours, theirs in _UNET_ENDS.items():
-            if name.startswith(ours + "."):
-                return theirs + name.removeprefix(ours)
-        if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name):
-            kind, index, rest = match.groups()
-            if kind == "attentions" and index == "0":
-                return f"middle_block.1.{rest}"
-            if kind == "resnets" and index in ("0", "1"):
-                return f"middle_block.{2 * int(index)}.{_resnet(rest)}"
-        if match := re.fullmatch(
-            r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name
-        ):
-            way, level, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
-            if way == "down":
-                first = 1 + level * (layers + 1)
-                if kind == "downsamplers":
-                    return f"input_blocks.{first + layers}.0.{rest.replace('conv', 'op', 1)}"
-                block = f"input_blocks.{first + index}"
-            else:
-                first = level * (layers + 1)
-                if kind == "upsamplers":
-                    return f"output_blocks.{first + layers}.{2 if level in levels_with_attention else 1}.{rest}"
-                block = f"output_blocks.{first + index}"
-            return f"{block}.0.{_resnet(rest)}" if kind == "resnets" else f"{block}.1.{rest}"
-        raise ValueError(f"{name}: no place in the original UNet layout")
-
-    return _one_to_one(names, place, UNET_PREFIX)
-
-
-def _resnet(rest: str) -> str:
-    part, _, end = rest.rpartition(".")
-    return f"{_RESNET[part]}.{end}"
-
-
-def vae_names(names: Iterable[str]) -> dict[str, str]:
-    """Name in an AutoencoderKL -> name in the original file; the decoder's levels count the other way round there.
-
-    Raises:
-        ValueError: a name that the original layout has no place for.
-    """
-    names = list(names)
-    levels = 1 + max(int(match[1]) for name in names if (match := re.match(r"decoder\.up_blocks\.(\d+)\.", name)))
-
-    def place(name: str) -> str:
-        if match := re.fullmatch(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name):
-            coder, level, kind, index, rest = match.groups()
-            block = f"{coder}.down.{level}" if coder == "encoder" else f"{coder}.up.{levels - 1 - int(level)}"
-            if kind == "resnets":
-                return f"{block}.block.{index}.{rest.replace('conv_shortcut', 'nin_shortcut')}"
-            return f"{block}.{kind.removesuffix('rs')}.{rest}"
-        if match := re.fullmatch(r"(encoder|decoder)\.mid_block\.resnets\.(\d+)\.(.+)", name):
-            return f"{match[1]}.mid.block_{int(match[2]) + 1}.{match[3]}"
-        if match := re.fullmatch(r"(encoder|decoder)\.mid_block\.attentions\.0\.(.+)\.(weight|bias)", name):
-            return f"{match[1]}.mid.attn_1.{_VAE_ATTENTION[match[2]]}.{match[3]}"
-        if re.match(r"((encoder|decoder)\.conv_in|(encoder|decoder)\.conv_out|quant_conv|post_quant_conv)\.", name):
-            return name
-        if re.match(r"(encoder|decoder)\.conv_norm_out\.", name):
-            return name.replace("conv_norm_out", "norm_out")
-        raise ValueError(f"{name}: no place in the original autoencoder layout")
-
-    return _one_to_one(names, place, VAE_PREFIX)
-
-
-def text_encoder_names(names: Iterable[str], *, with_text_model: bool = True) -> dict[str, str]:
-    """Name in a CLIPTextModel -> name in the original file.
-
-    Args:
-        with_text_model: False for files made before transformers 4 gave its names a `text_model.` in front.
-    """
-    middle = "text_model." if with_text_model else ""
-    return _one_to_one(names, lambda name: middle + name.removeprefix("text_model."), TEXT_PREFIX)
-
-
-def _one_to_one(names: Iterable[str], place: Callable[[str], str], prefix: str) -> dict[str, str]:
-    mapping = {name: prefix + place(name) for name in names}
-    assert len(set(mapping.values())) == len(mapping), "two names share one place"
-    return mapping
-
-
-def ema_name(original: str) -> str:
-    """Where the running average of a UNet weight stands: the original's averaging drops all dots from its names."""
-    return "model_ema." + original.removeprefix("model.").replace(".", "")
-
-
-def derive_config(component: str, shapes: Shapes, written: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def derive_config(
+    component: str, shapes: Shapes, written: Mapping[str, Any] | None = None, family: str = "sd15"
+) -> dict[str, Any]:
     """The published configuration with everything that the shapes decide put in; equal to it for a full-size model.
 
     Not visible in shapes are the numbers of attention heads and of norm groups, the VAE's scaling factor and a few more: those
-    come from `written`, else stay as published.
+    come from `written`, else stay as published; heads are as wide as in the published model.
 
     Args:
-        component: "unet", "vae" or "text_encoder".
+        component: one of the family's components.
         shapes: of all tensors of the single file, by their original names.
         written: settings from the file's header; what the shapes say goes before it.
     Raises:
         ModelError: the shapes do not describe a model of this kind.
     """
-    derive = {"unet": _unet_config, "vae": _vae_config, "text_encoder": _text_encoder_config}[component]
+    layout, written = LAYOUTS[family], written or {}
+    published = published_config(component, family)
     try:
-        config = {**published_config(component), **(written or {}), **derive(shapes)}
+        said = _said_by_shapes(component, shapes, layout)
     except (KeyError, IndexError, ValueError) as error:
         raise ModelError(
-            f"the {component} in this file is not built like Stable Diffusion 1.x (at {error}). "
+            f"the {component} in this file is not built like {layout.title} (at {error}). "
             "The file is incomplete or of another model: use the original download."
         ) from None
-    if component == "text_encoder" and "num_attention_heads" not in (written or {}):
-        # CLIP's heads are 64 wide in every published size.
-        config["num_attention_heads"] = max(1, config["hidden_size"] // 64)
-    return config
+    return {**published, **_heads(component, published, said), **written, **said}
 
 
-def _unet_config(shapes: Shapes) -> dict[str, Any]:
-    def shape(name: str) -> tuple[int, ...]:
-        return shapes[UNET_PREFIX + name]
-
-    num_blocks = _count(shapes, UNET_PREFIX + "input_blocks.")
-    widths: list[int] = []
-    attention: list[bool] = []
-    layers: list[int] = [0]
-    for index in range(1, num_blocks):
-        block = f"{UNET_PREFIX}input_blocks.{index}"
-        if f"{block}.0.op.weight" in shapes:
-            layers.append(0)
-            continue
-        layers[-1] += 1
-        if layers[-1] == 1:
-            widths.append(shapes[f"{block}.0.in_layers.2.weight"][0])
-            attention.append(f"{block}.1.proj_in.weight" in shapes)
-    if len(set(layers)) != 1:
-        raise ValueError("levels with different numbers of layers")
-    depth = _count(shapes, UNET_PREFIX + "middle_block.1.transformer_blocks.")
-    return {
-        "in_channels": shape("input_blocks.0.0.weight")[1],
-        "out_channels": shape("out.2.weight")[0],
-        "block_out_channels": widths,
-        "layers_per_block": layers[0],
-        "down_block_types": ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attention],
-        "up_block_types": ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attention)],
-        "cross_attention_dim": shape("middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1],
-        "use_linear_projection": len(shape("middle_block.1.proj_in.weight")) == 2,
-        # Written only where it differs, so that a full-size file gives exactly the published configuration.
-        **({"transformer_layers_per_block": depth} if depth > 1 else {}),
-    }
+def _said_by_shapes(component: str, shapes: Shapes, layout: FileLayout) -> dict[str, Any]:
+    if component == "unet":
+        pooled = [shapes[text.prefix + "text_projection"][1] for text in layout.texts.values() if _pools(text)]
+        return unet_config(shapes, pooled[0] if pooled else None)
+    if component == "vae":
+        return vae_config(shapes)
+    text = layout.texts[component]
+    if text.open_clip:
+        return open_clip_config(shapes, text.prefix, penultimate=text.penultimate)
+    return clip_config(shapes, text.prefix)
 
 
-def _vae_config(shapes: Shapes) -> dict[str, Any]:
-    num_levels = _count(shapes, VAE_PREFIX + "encoder.down.")
-    return {
-        "in_channels": shapes[VAE_PREFIX + "encoder.conv_in.weight"][1],
-        "out_channels": shapes[VAE_PREFIX + "decoder.conv_out.weight"][0],
-        "latent_channels": shapes[VAE_PREFIX + "decoder.conv_in.weight"][1],
-        "block_out_channels": [
-            shapes[f"{VAE_PREFIX}encoder.down.{level}.block.0.conv1.weight"][0] for level in range(num_levels)
-        ],
-        "layers_per_block": _count(shapes, VAE_PREFIX + "encoder.down.0.block."),
-        "down_block_types": ["DownEncoderBlock2D"] * num_levels,
-        "up_block_types": ["UpDecoderBlock2D"] * num_levels,
-    }
+def _pools(text: TextPlace) -> bool:
+    return text.open_clip and not text.penultimate
 
 
-def _text_encoder_config(shapes: Shapes) -> dict[str, Any]:
-    prefix = TEXT_PREFIX + (
-        "text_model." if any(name.startswith(TEXT_PREFIX + "text_model.") for name in shapes) else ""
-    )
-    vocab_size, width = shapes[prefix + "embeddings.token_embedding.weight"]
-    return {
-        "vocab_size": vocab_size,
-        "hidden_size": width,
-        "intermediate_size": shapes[prefix + "encoder.layers.0.mlp.fc1.weight"][0],
-        "max_position_embeddings": shapes[prefix + "embeddings.position_embedding.weight"][0],
-        "num_hidden_layers": _count(shapes, prefix + "encoder.layers."),
-    }
-
-
-def _count(shapes: Shapes, prefix: str) -> int:
-    """How many numbers follow a prefix, 0 to N - 1."""
-    numbers = {int(match[1]) for name in shapes if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))}
-    if not numbers or numbers != set(range(len(numbers))):
-        raise ValueError(f"{prefix}*")
-    return len(numbers)
+def _heads(component: str, published: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Attention heads of another size than the published one: 64 wide in every text encoder and in the later U-Nets."""
+    if "num_attention_heads" in published:
+        return {"num_attention_heads": max(1, said["hidden_size"] // 64)}
+    # Despite its name this is the number of heads where it is a list (huggingface/diffusers, `UNet2DConditionModel`).
+    if isinstance(published.get("attention_head_dim"), list):
+        return {"attention_head_dim": [max(1, width // 64) for width in said["block_out_channels"]]}
+    return {}

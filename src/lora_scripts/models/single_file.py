@@ -1,4 +1,4 @@
-"""Writing Stable Diffusion 1.x as one `.safetensors` file in the original layout, as WebUI and ComfyUI read it."""
+"""Writing Stable Diffusion 1.x, 2.x or SDXL as one `.safetensors` file in the original layout, as WebUI and ComfyUI read it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import ExportError
-from lora_scripts.models.sd_layout import (
-    COMPONENTS,
-    TEXT_PREFIX,
-    published_config,
-    text_encoder_names,
-    unet_names,
-    vae_names,
-)
-from lora_scripts.models.stable_diffusion import CONFIG_KEY, StableDiffusionParts, load_stable_diffusion
+from lora_scripts.models.components import CONFIG_KEY
+from lora_scripts.models.layout_names import Place
+from lora_scripts.models.open_clip_layout import unread_open_clip_tensors
+from lora_scripts.models.published import published_config
+from lora_scripts.models.sd_layout import LAYOUTS, FileLayout, TextPlace
+from lora_scripts.models.stable_diffusion import StableDiffusionParts, load_stable_diffusion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +62,7 @@ def write_single_file(
         title: of the model, for the header; by default the file's name.
     Raises:
         ExportError: the UNet or VAE has a block that the original layout cannot express, or the place cannot be written.
-        ModelError: the folder is no whole Stable Diffusion 1.x model.
+        ModelError: the folder is no whole Stable Diffusion model.
     """
     import torch
     from safetensors.torch import save_file
@@ -77,7 +74,8 @@ def write_single_file(
         model = load_stable_diffusion(resolve_base_model(str(model)), "cpu", torch.float32)
     tensors = original_state_dict(model, dtype or torch.float16)
     tensors |= schedule_tables(model.scheduler_config)
-    configs = {part: _plain_config(part, getattr(model, part).config) for part in COMPONENTS}
+    layout = LAYOUTS[model.family]
+    configs = {part: _plain_config(part, getattr(model, part).config, layout) for part in layout.components}
     configs["scheduler"] = _json_values(model.scheduler_config)
     velocity = model.prediction_type == "v_prediction"
     # Marker tensors and header entry: ComfyUI reads the former, the WebUI's forks the latter.
@@ -88,8 +86,8 @@ def write_single_file(
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1",
-        "modelspec.implementation": "https://github.com/CompVis/stable-diffusion",
+        "modelspec.architecture": layout.architecture_of(model.prediction_type),
+        "modelspec.implementation": layout.implementation,
         "modelspec.title": title or path.stem,
         "modelspec.prediction_type": "v" if velocity else "epsilon",
         CONFIG_KEY: json.dumps(configs, sort_keys=True),
@@ -117,25 +115,48 @@ def original_state_dict(model: StableDiffusionParts, dtype: torch.dtype) -> dict
     Raises:
         ExportError: a weight has no place there.
     """
-    import torch
 
-    name_tables = {"unet": unet_names, "vae": vae_names, "text_encoder": text_encoder_names}
+    layout = LAYOUTS[model.family]
     tensors: dict[str, Tensor] = {}
-    for part in COMPONENTS:
-        state: Mapping[str, Tensor] = getattr(model, part).state_dict()
+    for part in layout.components:
+        state = getattr(model, part).state_dict()
         try:
-            names = name_tables[part](state)
+            places = layout.places(part, state)
         except (ValueError, KeyError) as error:
             raise ExportError(f"the {part} cannot be written as a single file: {error}") from None
-        for name, original in names.items():
-            tensor = state[name].to("cpu", dtype)
-            # Linear in diffusers, a 1x1 convolution in the original.
-            if part == "vae" and ".mid.attn_1." in original and tensor.ndim == 2:
-                tensor = tensor[:, :, None, None]
-            tensors[original] = tensor.contiguous()
-    num_positions = model.text_encoder.config.max_position_embeddings
-    tensors[TEXT_PREFIX + "text_model.embeddings.position_ids"] = torch.arange(num_positions)[None]
+        tensors |= _laid_out(part, {name: state[name].to("cpu", dtype) for name in state}, places)
+        if part in layout.texts:
+            tensors |= _beside_text(layout.texts[part], getattr(model, part).config, tensors)
     return tensors
+
+
+def _laid_out(part: str, state: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
+    """A component's tensors as the file has them: thirds joined, turned ones turned back."""
+    import torch
+
+    tensors: dict[str, Tensor] = {}
+    thirds: dict[str, dict[int, Tensor]] = {}
+    for name, place in places.items():
+        tensor = state[name].T if place.turned else state[name]
+        # Linear in diffusers, a 1x1 convolution in the original.
+        if part == "vae" and ".mid.attn_1." in place.name and tensor.ndim == 2:
+            tensor = tensor[:, :, None, None]
+        if place.third is None:
+            tensors[place.name] = tensor.contiguous()
+        else:
+            thirds.setdefault(place.name, {})[place.third] = tensor
+    return tensors | {name: torch.cat([parts[third] for third in range(3)]) for name, parts in thirds.items()}
+
+
+def _beside_text(text: TextPlace, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What files hold of a text encoder beside the weights that are read."""
+    import torch
+
+    if text.penultimate:
+        return unread_open_clip_tensors(tensors, text.prefix, config.num_hidden_layers)
+    if text.open_clip:
+        return {}
+    return {text.prefix + "text_model.embeddings.position_ids": torch.arange(config.max_position_embeddings)[None]}
 
 
 def schedule_tables(config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -169,10 +190,12 @@ def schedule_tables(config: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: table.float() for name, table in tables.items()}
 
 
-def _plain_config(part: str, config: Any) -> dict[str, Any]:
+def _plain_config(part: str, config: Any, layout: FileLayout) -> dict[str, Any]:
     """What describes the module; the published values stay out, so a full-size file's header is short."""
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    published = published_config(part)
+    published = published_config(part, layout.family)
+    if part == "unet" and layout.velocity_sample_size is not None:
+        del published["sample_size"]  # what it is in a silent file depends on the prediction, so it is always written
     kept = {
         key: value
         for key, value in values.items()

@@ -21,14 +21,14 @@ from lora_scripts.models.recognise import (
     shard_names,
     trained_families,
 )
+from lora_scripts.models.schedule_marks import PredictionType, schedule_of_file
+from lora_scripts.models.sd_layout import LAYOUTS
 from lora_scripts.models.weights_file import WeightsHeader, inspect_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["BaseModel", "PredictionType", "component_weights", "resolve_base_model"]
-
-PredictionType = Literal["epsilon", "v_prediction"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -45,6 +45,7 @@ class BaseModel:
         fingerprint: 32 hexadecimal digits, another one for other weights or another configuration.
         prediction_type: what the denoiser predicts, as far as the model says; "epsilon" where it is silent.
         zero_terminal_snr: whether it was trained on a schedule whose last step is pure noise.
+        notes: what people should know who train it, such as what the file leaves open.
     """
 
     name: str
@@ -55,6 +56,7 @@ class BaseModel:
     fingerprint: str
     prediction_type: PredictionType = "epsilon"
     zero_terminal_snr: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def resolve_base_model(name: str, *, allow_download: bool = False, task: str | None = None) -> BaseModel:
@@ -132,7 +134,8 @@ def _builtin(name: str) -> Path:
 
 def _missing_parts(snapshot: Path, layout: Layout) -> list[str]:
     """Which parts a download that was broken off left empty; pickles count as there, they are refused later by name."""
-    parts = [part for part in layout.parts if not any((snapshot / part).glob("*.safetensors"))]
+    parts = layout.for_model(snapshot, snapshot.name).parts
+    parts = tuple(part for part in parts if not any((snapshot / part).glob("*.safetensors")))
     return [part or "weights" for part in parts if not any((snapshot / part).glob("*.bin"))]
 
 
@@ -175,9 +178,21 @@ def _open(path: Path, name: str, *, title: str) -> BaseModel:
 def _open_file(path: Path, name: str, title: str) -> BaseModel:
     header = inspect_weights(path)
     family = _trained(recognise_file(header), name)
-    prediction_type, zero_terminal_snr = _file_schedule(header)
-    fingerprint = weights_fingerprint([header], _small_files(path.parent / "tokenizer"))
-    return BaseModel(name, "single_file", path, family, title, fingerprint, prediction_type, zero_terminal_snr)
+    said = schedule_of_file(header)
+    folders = [part.replace("text_encoder", "tokenizer") for part in LAYOUTS[family].texts]
+    small = [text for folder in folders for text in _small_files(path.parent / folder)]
+    silent = said.prediction_type is None
+    return BaseModel(
+        name,
+        "single_file",
+        path,
+        family,
+        title,
+        weights_fingerprint([header], small),
+        said.prediction_type or "epsilon",
+        said.zero_terminal_snr,
+        notes=(LAYOUTS[family].if_silent.format(title=title),) if silent and LAYOUTS[family].if_silent else (),
+    )
 
 
 def _open_folder(folder: Path, name: str, title: str) -> BaseModel:
@@ -189,7 +204,8 @@ def _open_folder(folder: Path, name: str, title: str) -> BaseModel:
         return BaseModel(
             name, "transformers_folder", folder, family, title, weights_fingerprint(headers, _small_files(folder))
         )
-    headers = [header for part in ("unet", "vae", "text_encoder") for header in component_weights(folder / part, name)]
+    parts = LAYOUTS[family].components
+    headers = [header for part in parts for header in component_weights(folder / part, name)]
     texts = [text for part in sorted(folder.iterdir()) if part.is_dir() for text in _small_files(part)]
     scheduler: Mapping[str, Any] = {}
     if (folder / "scheduler" / "scheduler_config.json").is_file():
@@ -252,18 +268,6 @@ def component_weights(folder: Path, name: str) -> list[WeightsHeader]:
             "it is opened, so it is never loaded. Use a version of the model with .safetensors files."
         )
     raise ModelError(f"base_model {name}: no .safetensors file in {folder}. Copy or download the whole model.")
-
-
-def _file_schedule(header: WeightsHeader) -> tuple[PredictionType, bool]:
-    """What a single file says about its noise schedule: header, marker tensors, or the WebUI's YAML beside it."""
-    said = header.metadata.get("modelspec.prediction_type", "").lower()
-    velocity = said in ("v", "v_prediction", "velocity") or "v_pred" in header.tensors
-    if not velocity and not said:
-        beside = header.path.with_suffix(".yaml")
-        if beside.is_file() and beside.stat().st_size < 100_000:
-            text = beside.read_text(encoding="utf-8", errors="replace")
-            velocity = re.search(r"^\s*parameterization:\s*[\"']?v[\"']?\s*$", text, re.MULTILINE) is not None
-    return ("v_prediction" if velocity else "epsilon"), "ztsnr" in header.tensors
 
 
 def _prediction_type(said: object, name: str) -> PredictionType:

@@ -126,7 +126,7 @@ def test_dora_that_changes_nothing_is_baked_into_nothing() -> None:
 def test_writers_refuse_a_dora_that_was_not_baked() -> None:
     tensors, _ = dora(2, moved=0.1)
     for write in (
-        lambda w: to_kohya(w, {"unet": "lora_unet"}, torch.float32),
+        lambda w: to_kohya(w, None, torch.float32),
         lambda w: to_diffusers(w, torch.float32),
     ):
         with pytest.raises(ExportError, match=r"unet\.a is a DoRA, which this kind of file has no place for\. Bake it"):

@@ -40,7 +40,7 @@ REPOSITORIES = {
     "u/drops": model_files() | {"unet/diffusion_pytorch_model.safetensors": LARGE},
     "u/damaged": model_files(),
     "u/pickles": model_files(ending="bin"),
-    "u/sdxl": model_files("StableDiffusionXLPipeline"),
+    "u/sd3": model_files("StableDiffusion3Pipeline"),
     "u/onefile": {"model.safetensors": WEIGHTS["unet"]},
     "u/failing-later": model_files(),
 }
@@ -133,7 +133,7 @@ def test_a_file_with_another_hash_is_deleted_and_told(answers: tuple, tmp_path: 
         ("u/failing-later", "the hub is out of order (503)"),
         ("u/pickles", "no .safetensors file for its unet; pickles are never loaded"),
         ("u/onefile", "not in the diffusers layout (no model_index.json)"),
-        ("u/sdxl", "this is an SDXL model; this version trains sd15"),
+        ("u/sd3", "this is a Stable Diffusion 3 model; this version trains sd15"),
     ],
 )
 def test_each_refusal_ends_in_its_own_message(answers: tuple, name: str, message: str) -> None:
@@ -146,7 +146,7 @@ def test_each_refusal_ends_in_its_own_message(answers: tuple, name: str, message
 @pytest.mark.fault(22)
 @pytest.mark.fault(24)
 def test_weights_of_an_untrained_family_are_not_fetched(answers: tuple) -> None:
-    assert not any("safetensors" in path for _, path, _ in HUB.log if path.startswith("/u/sdxl/"))
+    assert not any("safetensors" in path for _, path, _ in HUB.log if path.startswith("/u/sd3/"))
 
 
 @pytest.mark.fault(24)

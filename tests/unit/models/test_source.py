@@ -63,9 +63,7 @@ def test_a_diffusers_folder_is_recognised(tmp_path: Path) -> None:
 
 UNET = "model.diffusion_model."
 OTHER_MODELS = {
-    "sdxl": ({UNET + "input_blocks.0.0.weight": (8, 4, 3, 3), UNET + "label_emb.0.0.weight": (8, 8), "conditioner.embedders.1.model.ln_final.weight": (4,)}, "this is an SDXL model"),
     "refiner": ({UNET + "input_blocks.0.0.weight": (8, 4, 3, 3), "conditioner.embedders.0.model.ln_final.weight": (4,)}, "this is an SDXL refiner"),
-    "sd2": ({UNET + "input_blocks.0.0.weight": (8, 4, 3, 3), "cond_stage_model.model.ln_final.weight": (4,)}, "this is a Stable Diffusion 2.x model"),
     "sd3": ({UNET + "joint_blocks.0.x_block.attn.qkv.weight": (4, 4)}, "this is a Stable Diffusion 3 model"),
     "flux": ({"double_blocks.0.img_attn.qkv.weight": (4, 4)}, "this is a Flux model"),
     "flux in a checkpoint": ({UNET + "double_blocks.0.img_attn.qkv.weight": (4, 4)}, "this is a Flux model"),
@@ -101,20 +99,28 @@ def test_another_kind_of_model_is_named(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.fault(22)
 def test_the_message_for_another_family_names_the_trained_ones(tmp_path: Path) -> None:
-    path = write_file(tmp_path / "x.safetensors", OTHER_MODELS["sd2"][0])
+    path = write_file(tmp_path / "x.safetensors", OTHER_MODELS["sd3"][0])
     with pytest.raises(
-        ModelError, match=r"x\.safetensors: this is a Stable Diffusion 2\.x model; this version trains sd15"
+        ModelError, match=r"x\.safetensors: this is a Stable Diffusion 3 model; this version trains sd15"
     ):
         resolve_base_model(str(path))
 
 
 OTHER_FOLDERS = [
-    ("StableDiffusionXLPipeline", {}, "an SDXL model"),
     ("StableDiffusion3Pipeline", {}, "a Stable Diffusion 3 model"),
     ("FluxPipeline", {}, "a Flux model"),
     ("KandinskyPipeline", {}, "a diffusers model of the kind KandinskyPipeline"),
-    ("StableDiffusionPipeline", {"cross_attention_dim": 1024}, "a Stable Diffusion 2.x model"),
-    ("StableDiffusionPipeline", {"use_linear_projection": True}, "a Stable Diffusion 2.x model"),
+    (
+        "StableDiffusionXLInpaintPipeline",
+        {"in_channels": 9, "addition_embed_type": "text_time"},
+        "an inpainting variant",
+    ),
+    ("StableDiffusionDepth2ImgPipeline", {"in_channels": 5, "cross_attention_dim": 1024}, "a depth variant"),
+    (
+        "StableDiffusionXLImg2ImgPipeline",
+        {"addition_embed_type": "text_time", "cross_attention_dim": 1280},
+        "an SDXL refiner",
+    ),
     ("StableDiffusionInpaintPipeline", {"in_channels": 9}, "an inpainting variant"),
 ]
 

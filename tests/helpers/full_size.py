@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.5 of the real size with random weights, in the original single-file layout."""
+"""A Stable Diffusion of the real size, of any family, with random weights, in the original single-file layout."""
 
 from __future__ import annotations
 
@@ -9,45 +9,49 @@ from pathlib import Path
 
 import torch
 
-from lora_scripts.models.sd_layout import (
-    COMPONENTS,
-    TEXT_PREFIX,
-    ema_name,
-    published_config,
-    text_encoder_names,
-    unet_names,
-    vae_names,
-)
+from lora_scripts.models.components import build_component
+from lora_scripts.models.published import published_config
+from lora_scripts.models.sd_layout import LAYOUTS
 from lora_scripts.models.single_file import schedule_tables
-from lora_scripts.models.stable_diffusion import build_component
+from lora_scripts.models.unet_layout import UNET_PREFIX, ema_name
 
 _DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
 
 
-def full_size_shapes() -> dict[str, tuple[int, ...]]:
-    """Original name -> shape of all 1,130 weights of UNet, VAE and text encoder; no memory is taken for them."""
-    name_tables = {"unet": unet_names, "vae": vae_names, "text_encoder": text_encoder_names}
-    shapes = {}
-    for part in COMPONENTS:
-        state = build_component(part, published_config(part), "full size").state_dict()
-        for name, original in name_tables[part](state).items():
-            shape = tuple(state[name].shape)
-            shapes[original] = (*shape, 1, 1) if ".mid.attn_1." in original and len(shape) == 2 else shape
+def full_size_shapes(family: str = "sd15") -> dict[str, tuple[int, ...]]:
+    """Original name -> shape of all weights of U-Net, VAE and text encoders; no memory is taken for them."""
+    layout, shapes = LAYOUTS[family], {}
+    for part in layout.components:
+        state = build_component(part, published_config(part, family), "full size").state_dict()
+        for name, place in layout.places(part, state).items():
+            shape = place.shape_in_file(tuple(state[name].shape))
+            shapes[place.name] = (*shape, 1, 1) if ".mid.attn_1." in place.name and len(shape) == 2 else shape
+    for text in layout.texts.values():
+        if text.penultimate:  # real files hold the last layer too, which nothing reads
+            read = [name for name in shapes if name.startswith(text.prefix + "transformer.resblocks.0.")]
+            last = sum(name.endswith(".ln_1.bias") for name in shapes)
+            shapes |= {name.replace(".resblocks.0.", f".resblocks.{last}."): shapes[name] for name in read}
+            width = shapes[text.prefix + "ln_final.bias"][0]
+            shapes[text.prefix + "text_projection"] = (width, width)
     return shapes
 
 
-def write_full_size_sd15(
-    path: Path | str, dtype: torch.dtype = torch.float16, *, ema: bool = False, seed: int = 0
+def write_full_size(
+    path: Path | str, family: str, dtype: torch.dtype = torch.float16, *, ema: bool = False, seed: int = 0
 ) -> None:
-    """Writes the file (2.1 GB in fp16, 4.3 GB in fp32, 1.7 or 3.4 GB more with the UNet's running average) piece by piece.
+    """Writes the file piece by piece: the model is never in memory.
+
+    In 16 bits Stable Diffusion 1.5 takes 2.1 GB (1.7 GB more with the U-Net's running average), SDXL 6.9 GB.
 
     Matrices and kernels have variance 1 / fan-in, norms are near 1 and biases near 0, so activations stay finite in fp16.
     """
-    shapes = full_size_shapes()
-    tables = schedule_tables(published_config("scheduler"))
-    tables[TEXT_PREFIX + "text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    shapes = full_size_shapes(family)
+    tables = schedule_tables(published_config("scheduler", family))
+    for text in LAYOUTS[family].texts.values():
+        if not text.open_clip:
+            tables[text.prefix + "text_model.embeddings.position_ids"] = torch.arange(77)[None]
     if ema:
-        shapes |= {ema_name(name): shape for name, shape in shapes.items() if name.startswith("model.diffusion_model.")}
+        shapes |= {ema_name(name): shape for name, shape in shapes.items() if name.startswith(UNET_PREFIX)}
     # One block of normal numbers, read from another place for each tensor: drawing a billion takes half a minute.
     generator = torch.Generator().manual_seed(seed)
     block = torch.randn(1 << 24, generator=generator)
