@@ -103,7 +103,7 @@ def _text_encoder(width: int, published: dict[str, Any], pooled: int | None = No
     # CLIP starts with weights of 0.02 and biases of 0, which make all prompts alike and all layers' biases equal.
     with torch.no_grad():
         for parameter in encoder.parameters():
-            parameter.copy_(parameter * 8 if parameter.ndim > 1 else parameter + 0.1 * torch.randn(parameter.shape))
+            parameter.copy_(parameter * 3 if parameter.ndim > 1 else parameter + 0.1 * torch.randn(parameter.shape))
     return encoder
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-__all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "check_sampler", "noise_prediction", "render"]
+__all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "check_sampler", "noise_prediction", "render", "render_latents"]
 
 _DPM_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "timestep_spacing": "linspace"}
 SAMPLERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
@@ -67,6 +67,26 @@ def render(
     """
     import torch
 
+    latents = render_latents(
+        parts, requests, device, batch_size, sampler=sampler, clip_skip=clip_skip, progress=progress
+    )
+    with torch.no_grad(), _at_work(parts.vae, torch.device(device)):
+        return [_to_image(pixels) for pixels in _decode(parts.vae, latents)]
+
+
+def render_latents(
+    parts: Parts,
+    requests: Sequence[SampleRequest],
+    device: torch.device | str,
+    batch_size: int = 8,
+    *,
+    sampler: str = DEFAULT_SAMPLER,
+    clip_skip: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Tensor]:
+    """[C, h, w] for each picture of `render`, as the U-Net leaves it: in float32 and still scaled."""
+    import torch
+
     device = torch.device(device)
     factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
     for request in requests:
@@ -74,7 +94,7 @@ def render(
             raise ConfigError(
                 f"size {request.width}x{request.height}: both sides must be multiples of {factor} pixels."
             )
-    with torch.no_grad(), ExitStack() as stack:
+    with torch.no_grad():
         conditioner = conditioner_of(parts, clip_skip)
         with ExitStack() as reading:
             for module in conditioner.modules:
@@ -100,14 +120,15 @@ def render(
                 progress(done, total)
 
         latents: dict[int, Tensor] = {}
-        stack.enter_context(_at_work(parts.unet, device))
-        for batch in batches:
-            chosen = [requests[index] for index in batch]
-            scheduler = _scheduler(parts, sampler)
-            result = _denoise(parts, chosen, [conditions[index] for index in batch], scheduler, device, factor, tick)
-            latents.update(zip(batch, result, strict=True))
-        stack.enter_context(_at_work(parts.vae, device))
-        return [_to_image(pixels) for pixels in _decode(parts.vae, [latents[index] for index in range(len(requests))])]
+        with _at_work(parts.unet, device):
+            for batch in batches:
+                chosen = [requests[index] for index in batch]
+                scheduler = _scheduler(parts, sampler)
+                result = _denoise(
+                    parts, chosen, [conditions[index] for index in batch], scheduler, device, factor, tick
+                )
+                latents.update(zip(batch, result, strict=True))
+        return [latents[index] for index in range(len(requests))]
 
 
 def noise_prediction(
