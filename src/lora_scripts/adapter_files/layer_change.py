@@ -39,7 +39,11 @@ def read_parts(layer: AdapterLayer, *, finite: bool = True) -> dict[str, Tensor]
     from lora_scripts.models.weights_file import read_tensors
 
     names = {key: part for part, key in layer.parts.items() if part != "alpha"}
-    return {names[key]: tensor for key, tensor in read_tensors(layer.header, names, finite=finite)}
+    return {
+        # PEFT has a convolution's lengths as [1, out, 1, 1], which elsewhere would mean lengths by input channel.
+        names[key]: tensor.flatten() if "lora_magnitude_vector" in key else tensor
+        for key, tensor in read_tensors(layer.header, names, finite=finite)
+    }
 
 
 def change_of_parts(layer: AdapterLayer, parts: dict[str, Tensor]) -> LayerChange:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, ClassVar
 
 from lora_scripts.adapter_files.readers.accepted import accepted_names
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Diffusers"]
 
+_ATTENTION = re.compile(r"\.to_(q|k|v|out\.0)$")
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 
 
@@ -57,4 +60,24 @@ class Diffusers:
                 f"it stops at names that it does not know: {shown}",
                 f"write the names anew: {TO_KOHYA}",
             )
+        if spelling == "kohya" and (lost := _lost_alphas(file)):
+            return Verdict(
+                self.title,
+                False,
+                f"it takes one alpha for all attention layers of a kohya file, so {len(lost)} get the wrong strength: {lost[0]}",
+                "lora-scripts convert FILE --to diffusers --output NEW.safetensors",
+            )
         return Verdict(self.title, True)
+
+
+def _lost_alphas(file: AdapterFile) -> list[str]:
+    """Layers whose alpha it loses on its way from kohya's names: it falls back to the commonest of the component."""
+    lost = []
+    for component in file.components:
+        layers = [layer for layer in file.layers.values() if layer.component == component]
+        commonest = Counter(layer.alpha for layer in layers).most_common(1)[0][0]
+        loses = component.startswith("text_encoder")
+        lost += [
+            layer.file_name for layer in layers if layer.alpha != commonest and (loses or _ATTENTION.search(layer.name))
+        ]
+    return lost
