@@ -59,7 +59,7 @@ def test_kohya_comes_back_exactly_with_convolutions_and_unequal_ranks_and_alphas
 
 
 def test_the_new_kohya_file_is_taken_by_every_program_also_when_the_old_header_was_bare(tmp_path: Path) -> None:
-    path = write_ours(tmp_path / "ink.safetensors", "sdxl", uneven=True)
+    path = write_ours(tmp_path / "ink.safetensors", "sdxl")
     bare = rewritten(path, tmp_path / "bare.safetensors", metadata={"format": "pt"})
     assert not all(verdict.ok for verdict in verdicts(open_adapter_file(bare)))
     new = converted(bare, "kohya", tmp_path / "new.safetensors")
