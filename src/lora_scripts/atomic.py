@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lora_scripts.errors import DataError
 
-__all__ = ["sync_folder", "write_atomically", "write_failure"]
+__all__ = ["replace_file", "sync_folder", "write_atomically", "write_failure"]
 
 _RENAME_TRIES = 5
 """Windows refuses to replace a file that a virus scanner or an indexer has open; that passes within a second."""
@@ -47,7 +47,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
                 os.fsync(file.fileno())
             if mode is not None:
                 os.chmod(temporary, mode)
-            _replace(temporary, path)
+            replace_file(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -57,7 +57,8 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         raise DataError(write_failure(path, len(payload), error)) from error
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def replace_file(temporary: Path, path: Path) -> None:
+    """Renames in one step; waits a second for other programs to let go of an older `path`."""
     for attempt in range(_RENAME_TRIES):
         try:
             os.replace(temporary, path)

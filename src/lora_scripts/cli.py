@@ -19,6 +19,8 @@ INTERRUPTED = 130
 
 def build_parser() -> argparse.ArgumentParser:
     """All sub-commands; each stores the function that runs it under `run`."""
+    from lora_scripts.adapter_files.convert_command import add_arguments as add_convert_arguments
+    from lora_scripts.adapter_files.inspect_command import add_arguments as add_inspect_arguments
     from lora_scripts.answering.chat_command import add_arguments as add_chat_arguments
     from lora_scripts.captioners.command import add_arguments as add_label_arguments
     from lora_scripts.check_command import add_arguments as add_check_arguments
@@ -84,6 +86,16 @@ def build_parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a language model's LoRA for vLLM, llama.cpp, mlx-lm or PEFT")
     add_export_arguments(export)
     export.set_defaults(run=_export)
+
+    inspect = commands.add_parser(
+        "inspect", help="say what a LoRA file is, how strong it is, and which programs read it"
+    )
+    add_inspect_arguments(inspect)
+    inspect.set_defaults(run=_inspect)
+
+    convert = commands.add_parser("convert", help="write a LoRA for pictures in the spelling of another program")
+    add_convert_arguments(convert)
+    convert.set_defaults(run=_convert)
 
     targets = commands.add_parser("targets", help="list the layers of a base model that can get an adapter")
     targets.add_argument("base_model", help="as base_model in a config")
@@ -175,6 +187,18 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from lora_scripts.export.command import run
+
+    return run(arguments)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from lora_scripts.adapter_files.inspect_command import run
+
+    return run(arguments)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from lora_scripts.adapter_files.convert_command import run
 
     return run(arguments)
 

@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from lora_scripts.adapter_files.owners import underscored
 from lora_scripts.export.names import split_layer
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class ReferenceLayer:
         layer: component in front, CLIP's under `text_model` as files spell it: `text_encoder.text_model.encoder.layers.0...`.
         shape: of its weight, [out, in] or [out, in, k, k].
         kohya: its name in a kohya file, empty where no reader takes one.
-        original: its path in the original U-Net with `_` for `.`, `input_blocks_4_1_proj_in`; empty for a text encoder.
+        original: its path in the original U-Net, `input_blocks.4.1.proj_in`; empty for a text encoder.
     """
 
     layer: str
@@ -55,4 +56,5 @@ def kohya_names(architecture: str) -> Mapping[str, str]:
 
 def original_names(architecture: str) -> Mapping[str, str]:
     """Path in the original U-Net with `_` for `.` -> path in the diffusers class."""
-    return {row.original: split_layer(name)[1] for name, row in reference_layers(architecture).items() if row.original}
+    rows = reference_layers(architecture).items()
+    return {underscored(row.original): split_layer(name)[1] for name, row in rows if row.original}

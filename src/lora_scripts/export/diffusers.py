@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.adapters.weights import LoRATensors, LoRAWeights, require_plain
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["to_diffusers"]
+__all__ = ["adapter_settings", "to_diffusers"]
 
 
 def to_diffusers(weights: LoRAWeights, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -42,29 +43,32 @@ def to_diffusers(weights: LoRAWeights, dtype: torch.dtype) -> tuple[dict[str, Te
     settings = {
         f"{component}.{setting}": value
         for component, layers in components.items()
-        for setting, value in _config(layers).items()
+        for setting, value in adapter_settings({path: (lora.rank, lora.alpha) for path, lora in layers.items()}).items()
     }
     return tensors, {"format": "pt", METADATA_KEY: json.dumps(settings, sort_keys=True)}
 
 
-def _config(layers: dict[str, LoRATensors]) -> dict[str, Any]:
-    """A LoraConfig: the commonest rank and alpha, and the layers that differ from them by name.
+def adapter_settings(scales: Mapping[str, tuple[int, float]], *, dora: bool = False) -> dict[str, Any]:
+    """A LoraConfig of one component: the commonest rank and alpha, and the layers that differ from them by name.
 
     Names are the paths without `text_model`: readers match them as endings, so they fit a nested and a flat CLIP.
+
+    Args:
+        scales: path of a layer -> (rank, alpha).
     """
-    layers = {path.removeprefix("text_model."): lora for path, lora in layers.items()}
-    rank = Counter(lora.rank for lora in layers.values()).most_common(1)[0][0]
-    alpha = Counter(lora.alpha for lora in layers.values()).most_common(1)[0][0]
+    scales = {path.removeprefix("text_model."): scale for path, scale in scales.items()}
+    rank = Counter(rank for rank, _ in scales.values()).most_common(1)[0][0]
+    alpha = Counter(alpha for _, alpha in scales.values()).most_common(1)[0][0]
     return {
         "r": rank,
         "lora_alpha": _number(alpha),
-        "target_modules": sorted(layers),
-        "rank_pattern": {path: lora.rank for path, lora in sorted(layers.items()) if lora.rank != rank},
-        "alpha_pattern": {path: _number(lora.alpha) for path, lora in sorted(layers.items()) if lora.alpha != alpha},
+        "target_modules": sorted(scales),
+        "rank_pattern": {path: own for path, (own, _) in sorted(scales.items()) if own != rank},
+        "alpha_pattern": {path: _number(own) for path, (_, own) in sorted(scales.items()) if own != alpha},
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": dora,
     }
 
 

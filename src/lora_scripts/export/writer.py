@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["require_finite", "safetensors_bytes", "write_lora"]
 
 
+_LEAST_TEXTS_BYTES = 64_000
+"""Room for the texts also where the tensors' own entries fill the header: SDXL's 700 layers take 330 KB by themselves."""
+
+
 def write_lora(
     path: str | Path,
     weights: LoRAWeights,
@@ -44,7 +48,7 @@ def write_lora(
     require_finite(path, weights, dtype)
     tensors = to_kohya(weights, names, dtype)
     texts = with_hashes(tensors, metadata)
-    room = MAX_HEADER_BYTES - _entries_bytes(tensors)
+    room = max(MAX_HEADER_BYTES - _entries_bytes(tensors), _LEAST_TEXTS_BYTES)
     if metadata_bytes(texts) > room:
         # The hashes are 200 bytes and stay; the older one covers the texts, so it is taken again after shortening.
         texts = with_hashes(tensors, fit_metadata(metadata, room - 400))
