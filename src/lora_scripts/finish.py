@@ -13,7 +13,7 @@ import torch
 
 from lora_scripts.config import Size
 from lora_scripts.errors import ExportError
-from lora_scripts.export.bake import bake_doras
+from lora_scripts.export.bake import bake_kinds
 from lora_scripts.export.metadata import RunFacts, file_metadata
 from lora_scripts.export.sidecar import write_preview, write_sidecar
 from lora_scripts.export.verify import verify_effect, verify_file
@@ -50,7 +50,7 @@ class Finish:
     def write_step(self, folder: Path, step: int) -> None:
         """Writes `NAME-STEP.safetensors` into a checkpoint's folder."""
         name = f"{self._config.name}-{step}"
-        weights, _ = bake_doras(self._adapter.weights(), self._adapter.base_weight)
+        weights, _ = bake_kinds(self._adapter.weights(), self._adapter.base_weight)
         metadata = file_metadata(self._facts(name, step, weights), self._config.metadata_level)
         dtype, names = DTYPES[self._config.save_precision], self._family.file_names()
         write_lora(folder / f"{name}.safetensors", weights, metadata, dtype, names)
@@ -67,7 +67,7 @@ class Finish:
         path = config.output_dir / f"{config.name}.safetensors"
         names = family.file_names()
         with evaluation_weights(self._run.optimizer), self._adapter.strength(1.0):
-            weights, baked = bake_doras(self._adapter.weights(), self._adapter.base_weight)
+            weights, baked = bake_kinds(self._adapter.weights(), self._adapter.base_weight)
             trained_output = self._probe()
         facts = self._facts(config.name, step, weights)
         write_lora(path, weights, file_metadata(facts, config.metadata_level), DTYPES[config.save_precision], names)
