@@ -145,7 +145,9 @@ class Adapter:
                     raise ModelError(f"init_lora_weights: {name} {error}.") from error
         for name, (tensors, _) in fitted.items():
             self.layers[name].start_from(tensors)
-        messages += _rank_messages({name: weights[name].rank for name in fitted}, self.layers, fitted)
+        messages += _rank_messages(
+            {name: weights[name].rank for name in fitted if weights[name].kind == "lora"}, self.layers, fitted
+        )
         return messages
 
     def state_dict(self) -> dict[str, Tensor]:
