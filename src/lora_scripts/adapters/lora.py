@@ -29,10 +29,12 @@ class Adapter:
 
     Attributes:
         layers: component and dotted path to layer, in the model's order: `unet.mid_block.[...].to_q`.
+        block_rates: learning rates of blocks (see `adapters.blocks`) in place of their component's; empty at first.
     """
 
     def __init__(self, layers: Mapping[str, AdapterLayer], places: Mapping[str, tuple[nn.Module, str]]) -> None:
         self.layers = dict(layers)
+        self.block_rates: Mapping[str, float] = {}
         self._places = dict(places)
         self._parameters = [p for layer in self.layers.values() for p in layer.trained().values()]
 

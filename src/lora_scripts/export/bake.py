@@ -13,6 +13,7 @@ Legend for shapes: R rank, in/out the layer's features or channels, k kernel siz
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -98,15 +99,25 @@ def bake(
 
 
 def bake_kinds(weights: LayerChanges, base_weight: BaseWeight) -> tuple[dict[str, LoRATensors], Baked]:
-    """Other kinds as `bake` makes them; a LoRA as it is, to the bit, for files that may hold any alpha and rank.
+    """Other kinds as `bake` makes them; LoRAs of one alpha as they are, to the bit, for files that may hold any alpha and rank.
 
-    The baked layers get one rank even where that is more than a small layer can use: diffusers misreads a kohya file whose
-    middle block has another alpha than most layers.
+    All layers get one alpha: diffusers applies a kohya file's alpha to attention layers only where it is that of most layers. The
+    baked ones get one rank too, even where that is more than a small layer can use.
     """
     plain = {name: change for name, change in weights.items() if isinstance(change, LoRATensors)}
     if len(plain) < len(weights) or any(tensors.magnitude is not None for tensors in plain.values()):
         return bake(weights, base_weight)
-    return plain, Baked(max((tensors.rank for tensors in plain.values()), default=0), len(plain))
+    alphas = Counter(tensors.alpha for tensors in plain.values())
+    if len(alphas) > 1:
+        plain = {name: _at_alpha(tensors, alphas.most_common(1)[0][0]) for name, tensors in plain.items()}
+    return plain, Baked(max((t.rank for t in plain.values()), default=0), len(plain), folded=len(alphas) > 1)
+
+
+def _at_alpha(tensors: LoRATensors, alpha: float) -> LoRATensors:
+    """The same change with another alpha."""
+    if tensors.alpha == alpha:
+        return tensors
+    return replace(tensors, lora_B=tensors.lora_B.double().mul(tensors.alpha / alpha).float(), alpha=alpha)
 
 
 def _as_products(weights: LayerChanges, base_weight: BaseWeight | None = None) -> tuple[dict[str, LoRATensors], Baked]:
