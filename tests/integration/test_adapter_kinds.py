@@ -18,9 +18,12 @@ from lora_scripts.adapters import pissa
 from lora_scripts.attaching import attach_adapter
 from lora_scripts.config import RunConfig
 from lora_scripts.errors import ExportError
+from lora_scripts.export.names import layer_shapes
+from lora_scripts.export.reader import read_changes
 from lora_scripts.export.verify_own import verify_own_file
 from lora_scripts.families.latent_diffusion import LatentDiffusion
 from lora_scripts.models.stable_diffusion import StableDiffusionParts
+from lora_scripts.sampling.lora_set import LoRASet, WeightedLoRA
 from lora_scripts.training.events import Events
 from unit.sampling.tiny_sd import pipeline, tiny_parts
 
@@ -156,6 +159,11 @@ def test_file_of_its_own_kind_does_in_lycoris_what_was_trained(
     change = output(trained) - output(plain)
     assert change.abs().max() > 1e-3
     assert (output(loaded) - output(trained)).norm() < 2e-3 * change.norm()
+    components = {"unet": plain.unet, "text_encoder": plain.text_encoder}
+    read, base = read_changes(file, layer_shapes(components)), output(plain)
+    with LoRASet(components, [WeightedLoRA(read.weights)]):
+        assert (output(plain) - output(trained)).norm() < 2e-3 * change.norm()
+    assert torch.equal(output(plain), base)
     with safe_open(file, "pt") as opened:
         header = opened.metadata()
     assert header["ss_network_module"] == "lycoris.kohya"
