@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lora_scripts.adapters.blocks import check_blocks
+from lora_scripts.adapters.kinds import AdapterForm
 from lora_scripts.adapters.lora import attach
-from lora_scripts.adapters.targets import split_targets
+from lora_scripts.adapters.presets import with_preset
+from lora_scripts.adapters.targets import has_layer, match_layers, split_targets
 from lora_scripts.export.names import layer_shapes
 from lora_scripts.export.reader import read_lora_file
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lora_scripts.adapters.lora import Adapter, LoRAInit
     from lora_scripts.config import RunConfig
     from lora_scripts.families.protocol import ModelFamily
@@ -32,25 +37,62 @@ def attach_adapter(family: ModelFamily, config: RunConfig, events: Events) -> Ad
     targets: Mapping[str, Sequence[str]] = {name: family.default_targets[name] for name in components}
     if config.target_modules is not None:
         targets = split_targets(components, config.target_modules)
+    if config.adapter == "locon" or config.conv_rank is not None:
+        targets = with_convolutions(targets, family.conv_targets, components)
     older = None
     if config.init_lora_weights is not None:
         older = read_lora_file(config.init_lora_weights, layer_shapes(family.components))
-    adapter = attach(
-        components,
-        targets,
-        rank=config.lora_rank,
-        alpha=config.alpha,
-        dropout=config.lora_dropout,
-        seed=config.seed,
-        init=_init(config),
-        kind=config.adapter,
-        use_rslora=config.use_rslora,
+    layers = [f"{c}.{path}" for c, names in targets.items() for path in match_layers(c, components[c], names)]
+    ranks, rates = with_preset(
+        config.preset,
+        family.block_roles,
+        layers,
+        size_of(config),
+        config.learning_rate,
+        config.block_ranks,
+        config.block_rates,
     )
+    adapter = attach(components, targets, seed=config.seed, form=adapter_form(config, ranks))
+    check_blocks("block_rates", rates, adapter.layers)
+    adapter.block_rates = rates
     if older is not None:
         for line in adapter.load_weights(older.weights, strict=False):
             events.note(line)
         events.note(f"Training goes on from {config.init_lora_weights}, with a fresh optimizer.")
     return adapter
+
+
+def adapter_form(config: RunConfig, block_ranks: Mapping[str, int]) -> AdapterForm:
+    """What the settings say about kind, ranks and scales."""
+    return AdapterForm(
+        rank=size_of(config),
+        alpha=config.alpha,
+        dropout=config.lora_dropout,
+        init=_init(config),
+        kind=config.adapter,
+        use_rslora=config.use_rslora,
+        conv_rank=config.conv_rank,
+        conv_alpha=config.conv_alpha,
+        lokr_factor=None if config.lokr_factor == "auto" else config.lokr_factor,
+        block_ranks=block_ranks,
+    )
+
+
+def size_of(config: RunConfig) -> int:
+    """`lora_rank`, or of an OFT the size of its blocks."""
+    return config.oft_block_size if config.adapter == "oft" else config.lora_rank
+
+
+def with_convolutions(
+    targets: Mapping[str, Sequence[str]], convolutions: Mapping[str, Sequence[str]], components: Mapping[str, nn.Module]
+) -> dict[str, Sequence[str]]:
+    """The targets and the convolutions of the same components, as far as the model has them (no `conv_shortcut`, say)."""
+    present = {
+        component: [name for name in names if has_layer(component, components[component], name)]
+        for component, names in convolutions.items()
+        if component in components
+    }
+    return {c: [*targets.get(c, ()), *present.get(c, ())] for c in {**targets, **present}}
 
 
 def _init(config: RunConfig) -> LoRAInit:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from lora_scripts.adapter_rules import adapter_faults
 from lora_scripts.words import Words, words_of
 
 __all__ = ["RunConfig", "Size", "parse_size"]
@@ -33,7 +34,7 @@ PICTURES_ONLY = frozenset(
         "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
         "zero_terminal_snr", "clip_skip", "vae_precision", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
         "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
-        "metadata_level", "sample_negative_prompt", "sample_steps", "sample_guidance",
+        "metadata_level", "conv_rank", "conv_alpha", "preset", "export_as", "sample_negative_prompt", "sample_steps", "sample_guidance",
     }
 )  # fmt: skip
 DIALOGUES_ONLY = frozenset(
@@ -188,8 +189,8 @@ class ModelSettings(Section):
 class AdapterSettings(Section):
     """The trainable layers."""
 
-    adapter: Literal["lora", "dora"] = "lora"
-    """Kind of adapter. dora also trains the length of every weight row; it is baked into a plain LoRA when it is written (docs/adapters.md)."""
+    adapter: Literal["lora", "locon", "dora", "loha", "lokr", "oft"] = "lora"
+    """Kind of adapter: lora; locon, which trains the U-Net's convolutions too; dora, which also trains the length of every weight row; loha, lokr and oft as in LyCORIS (docs/adapters.md)."""
     lora_rank: Annotated[int, Field(ge=1, le=1024)] = 8
     """Size of the adapter: 8 first, 16 when the result is weak."""
     lora_alpha: Positive | None = None
@@ -200,6 +201,20 @@ class AdapterSettings(Section):
     """How the matrices of each layer begin. gaussian, as in diffusers' scripts, learns several times faster at the same rate; kaiming is PEFT's and kohya's, for learning rates taken from there; pissa begins as the principal part of the weight (docs/adapters.md). auto: gaussian for pictures, kaiming for text."""
     lora_plus_ratio: Annotated[float, Field(ge=1, le=1000)] = 1.0
     """LoRA+: the second matrix of each layer learns at this many times the rate; 16 is its authors' advice, with a lower `learning_rate` (docs/adapters.md)."""
+    conv_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Rank of 3x3 convolutions; with dora, loha and lokr it makes them train too. Default: `lora_rank` with locon, else they stay frozen."""
+    conv_alpha: Positive | None = None
+    """`lora_alpha` of 3x3 convolutions. Default: what gives them the scale of the other layers."""
+    lokr_factor: Annotated[int, Field(ge=2, le=1024)] | Literal["auto"] = "auto"
+    """With lokr: size of the small factor of each weight; 4 to 16 are usual, larger means a smaller file. auto: both factors as near in size as can be, the smallest file."""
+    oft_block_size: Annotated[int, Field(ge=2, le=256)] = 32
+    """With oft: channels that rotate together, at most; each layer takes the largest divisor of its channels that other programs read too."""
+    block_ranks: dict[str, Annotated[int, Field(ge=0, le=1024)]] = {}
+    """Other ranks for blocks, `{unet.down: 4, unet.mid: 8, unet.up.1: 16, text_encoder: 4}`; 0 leaves a block out, the longest name that fits wins."""
+    block_rates: dict[str, Positive] = {}
+    """Other learning rates for blocks, `{unet.mid: 5e-5}`, named as in `block_ranks`."""
+    preset: Literal["none", "style", "character", "concept"] = "none"
+    """Ranks and rates of blocks for an aim: style holds back the blocks that decide what is in a picture, concept and character those that decide its look (docs/adapters.md). Your own `block_ranks` and `block_rates` win."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of adapter inputs zeroed at random while training."""
     target_modules: Names | None = None
@@ -294,6 +309,8 @@ class OutputSettings(Section):
     """Write to TensorBoard and train.log every so many steps."""
     save_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Number format of the finished file."""
+    export_as: Literal["auto", "plain", "own"] = "auto"
+    """Form of the finished file. plain: a LoRA that every program reads, whatever the kind; own: the kind's tensors (LyCORIS's names, DoRA's `dora_scale`). auto: own for loha, lokr and oft, else plain (docs/adapters.md)."""
     metadata_level: Literal["full", "public"] = "full"
     """`public` leaves caption statistics and folder names out of the file's header."""
     description: str = ""
@@ -376,10 +393,7 @@ class RunConfig(
         if not self.buckets:
             inert("bucket_step", "buckets is false")
             inert("max_aspect", "buckets is false")
-        if self.optimizer == "prodigy" and self.lora_plus_ratio != 1:
-            faults.append("lora_plus_ratio: prodigy finds one step size for all. Remove it, or set optimizer: adamw.")
-        if self.lora_init == "pissa" and self.adapter == "dora":
-            faults.append("lora_init: pissa is not possible with adapter: dora. Remove one of them.")
+        faults += adapter_faults(self, inert)
         if self.lora_init == "pissa" and self.init_lora_weights is not None:
             faults.append("lora_init: pissa: the matrices begin as in init_lora_weights. Remove one of them.")
         if self.lora_init == "pissa" and self.quantization != "none":

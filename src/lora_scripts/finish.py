@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_scripts.adapter_rules import writes_own_kind
+from lora_scripts.adapters.weights import LayerChanges, require_plain
 from lora_scripts.config import Size
 from lora_scripts.errors import ExportError
-from lora_scripts.export.bake import bake_doras
+from lora_scripts.export.bake import Baked, bake_kinds
 from lora_scripts.export.metadata import RunFacts, file_metadata
+from lora_scripts.export.network_args import network_args, network_module
 from lora_scripts.export.sidecar import write_preview, write_sidecar
 from lora_scripts.export.verify import verify_effect, verify_file
+from lora_scripts.export.verify_own import verify_own_effect, verify_own_file
 from lora_scripts.export.writer import write_lora
 from lora_scripts.training.draws import Draws
 from lora_scripts.training.lr_schedules import resolve_warmup
 from lora_scripts.training.optimizers import evaluation_weights
 
 if TYPE_CHECKING:
-    from lora_scripts.adapters.weights import LoRAWeights
-    from lora_scripts.config import RunConfig
     from lora_scripts.previews import Previews
     from lora_scripts.tasks.protocol import Run
 
@@ -44,16 +46,24 @@ class Finish:
         self._adapter, self._plan = run.adapter, run.plan
         self._data = run.prepared.parts.train
         self._resolution, self._previews = resolution, previews
+        self._own_kind = writes_own_kind(run.config)
         self.proofs: list[str] = []
         """Lines that say what was compared, after `export`."""
 
     def write_step(self, folder: Path, step: int) -> None:
         """Writes `NAME-STEP.safetensors` into a checkpoint's folder."""
         name = f"{self._config.name}-{step}"
-        weights, _ = bake_doras(self._adapter.weights(), self._adapter.base_weight)
+        weights, _ = self._weights()
         metadata = file_metadata(self._facts(name, step, weights), self._config.metadata_level)
         dtype, names = DTYPES[self._config.save_precision], self._family.file_names()
-        write_lora(folder / f"{name}.safetensors", weights, metadata, dtype, names)
+        write_lora(folder / f"{name}.safetensors", weights, metadata, dtype, names, own_kind=self._own_kind)
+
+    def _weights(self) -> tuple[LayerChanges, Baked]:
+        """What files hold, and what was lost for it."""
+        weights = self._adapter.weights()
+        if self._own_kind:
+            return weights, Baked(max(change.rank for change in weights.values()), len(weights))
+        return bake_kinds(weights, self._adapter.base_weight)
 
     def export(self, step: int) -> list[Path]:
         """`NAME.safetensors` of the model as it is after `step` steps, with its card, read back and compared; the files.
@@ -67,15 +77,20 @@ class Finish:
         path = config.output_dir / f"{config.name}.safetensors"
         names = family.file_names()
         with evaluation_weights(self._run.optimizer), self._adapter.strength(1.0):
-            weights, baked = bake_doras(self._adapter.weights(), self._adapter.base_weight)
+            weights, baked = self._weights()
             trained_output = self._probe()
         facts = self._facts(config.name, step, weights)
-        write_lora(path, weights, file_metadata(facts, config.metadata_level), DTYPES[config.save_precision], names)
+        metadata, dtype = file_metadata(facts, config.metadata_level), DTYPES[config.save_precision]
+        write_lora(path, weights, metadata, dtype, names, own_kind=self._own_kind)
 
         try:
-            read_back = verify_file(path, weights, names)
+            if self._own_kind:
+                read_back = verify_own_file(path, weights, self._adapter.base_weight, names)
+            else:
+                read_back = verify_file(path, require_plain(weights), names)
             self._adapter.detach()
-            effect = verify_effect(
+            compare = verify_own_effect if self._own_kind else verify_effect
+            effect = compare(
                 path,
                 family.components,
                 lambda: self._probe(),
@@ -113,7 +128,7 @@ class Finish:
         output: torch.Tensor = self._family.predict(batch, Draws(self._config.seed))
         return output
 
-    def _facts(self, name: str, step: int, weights: LoRAWeights) -> RunFacts:
+    def _facts(self, name: str, step: int, weights: LayerChanges) -> RunFacts:
         config, dataset = self._config, self._data.dataset
         rank, alpha = Counter((tensors.rank, tensors.alpha) for tensors in weights.values()).most_common(1)[0][0]
         tags: dict[str, Counter[str]] = {}
@@ -131,7 +146,8 @@ class Finish:
             modelspec_architecture=self._family.modelspec_architecture,
             rank=rank,
             alpha=alpha,
-            network_args=trained_as(config),
+            network_module=network_module(config, self._own_kind),
+            network_args=network_args(config, self._own_kind, alpha),
             base_model=self._run.source.title,
             base_model_hash=self._base_hash(),
             network_dropout=config.lora_dropout,
@@ -176,12 +192,3 @@ class Finish:
         if self._run.source.path.is_file():
             return file_sha256(self._run.source.path)[:10]
         return hashlib.sha256(self._run.source.fingerprint.encode()).hexdigest()[:10]
-
-
-def trained_as(config: RunConfig) -> dict[str, str]:
-    """How the adapter was trained where that is not a plain LoRA; the file holds one all the same."""
-    names = ("adapter", "use_rslora", "lora_init", "lora_plus_ratio")
-    changed = {name: getattr(config, name) for name in names if name in config.model_fields_set}
-    if config.adapter == "lora" and not config.use_rslora and config.lora_init != "pissa":
-        return {}
-    return {"trained_rank": str(config.lora_rank), **{name: str(value) for name, value in changed.items()}}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lora_scripts.adapters.layers import weight_shape
+from lora_scripts.adapters.layer import weight_shape
 
 __all__ = ["dense_weight", "row_products"]
 

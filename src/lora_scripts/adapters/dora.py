@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_scripts.adapters.dense import dense_weight, row_products
-from lora_scripts.adapters.layers import LoRAConv2d, LoRAInit, LoRALayer, LoRALinear, copied
+from lora_scripts.adapters.layer import copied
+from lora_scripts.adapters.layers import LoRAConv2d, LoRAInit, LoRALayer, LoRALinear
 from lora_scripts.adapters.low_rank import linear_low_rank
 from lora_scripts.adapters.weights import LoRATensors
 

@@ -7,71 +7,38 @@ Source: Hu et al. 2021, arXiv 2106.09685; scale as PEFT and kohya's sd-scripts, 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_scripts.adapters.layer import AdapterLayer, copied, weight_shape
 from lora_scripts.adapters.low_rank import linear_low_rank
-from lora_scripts.adapters.weights import LoRATensors
+from lora_scripts.adapters.resize import fit_rank
+from lora_scripts.adapters.weights import LayerChange, LoRATensors
+from lora_scripts.errors import ModelError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["LoRAConv2d", "LoRAInit", "LoRALayer", "LoRALinear", "weight_shape"]
+__all__ = ["LoRAConv2d", "LoRAInit", "LoRALayer", "LoRALinear"]
 
 LoRAInit = Literal["gaussian", "kaiming", "pissa"]
 
 
-def weight_shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
-    """[out, in] or [out, in, k, k], also of a linear layer that keeps its weight quantised and packed."""
-    if isinstance(layer, nn.Linear):
-        return layer.out_features, layer.in_features
-    return tuple(layer.weight.shape)
-
-
-class LoRALayer(nn.Module):
-    """A frozen layer with a trainable low-rank change; takes the place of the layer in its parent.
-
-    A kind of adapter is a subclass: what it trains besides A and B it registers as a parameter, what it must remember
-    for an exact resume as a persistent buffer, and what can be computed again as another buffer.
+class LoRALayer(AdapterLayer):
+    """A frozen layer with a trainable low-rank change.
 
     Attributes:
-        base: the layer as it was, frozen.
         lora_A, lora_B: float32 whatever the dtype of the base; used in the dtype of the input.
-        alpha: numerator of the scale alpha / R.
-        strength: 1 in training; another value for previews, 0 switches the change off.
     """
 
-    base: nn.Linear | nn.Conv2d
     lora_A: nn.Parameter
     lora_B: nn.Parameter
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, alpha: float, dropout: float) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.rank, self.alpha, self.dropout, self.strength = rank, alpha, dropout, 1.0
+        super().__init__(base, rank, alpha, dropout)
         out, *inside = weight_shape(base)
-        shape_b = [out, rank, *[1] * (len(inside) - 1)]
-        device = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty([rank, *inside], dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(shape_b, dtype=torch.float32, device=device))
-        # A subclass (a quantised layer, say) may multiply in its own way: then it is called as it is.
-        self._plain = type(base) in (nn.Linear, nn.Conv2d)
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weight: model code asks a layer for its dtype and device this way."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base.bias
+        self.lora_A = self._trained(rank, *inside)
+        self.lora_B = self._trained(out, rank, *[1] * (len(inside) - 1))
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.scale * self.strength
@@ -80,14 +47,6 @@ class LoRALayer(nn.Module):
         if self._can_fuse(x):
             return self._fused(x, scale)
         return torch.add(self.base(x), self._change(x), alpha=scale)
-
-    @property
-    def _dropping(self) -> bool:
-        return self.training and self.dropout > 0.0
-
-    @property
-    def _hooked(self) -> bool:
-        return bool(self.base._forward_hooks or self.base._forward_pre_hooks)
 
     def _can_fuse(self, x: Tensor) -> bool:
         """Whether frozen layer and change may be computed in one go."""
@@ -99,7 +58,7 @@ class LoRALayer(nn.Module):
 
     def _change(self, x: Tensor) -> Tensor:
         """What is added to the output, before the scale."""
-        return self._product(F.dropout(x, self.dropout, self._dropping), self.lora_A, self.lora_B)
+        return self._product(self._dropped(x), self.lora_A, self.lora_B)
 
     def _product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         """x through A, then B."""
@@ -132,33 +91,14 @@ class LoRALayer(nn.Module):
         self.lora_B.zero_()
         self.lora_B[:, : tensors.rank].copy_(tensors.lora_B.double().mul_(tensors.scale / self.scale))
 
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The trainable tensors by name, `lora_A` first."""
-        return dict(self._parameters)  # type: ignore[arg-type]
-
-    def state(self) -> dict[str, Tensor]:
-        """All that a checkpoint must hold: the trainable tensors, and what else the start was made of."""
-        kept = {n: b for n, b in self._buffers.items() if b is not None and n not in self._non_persistent_buffers_set}
-        return {**{name: parameter.detach() for name, parameter in self.trained().items()}, **kept}
+    def fitted(self, change: LayerChange) -> tuple[LoRATensors, float]:
+        if not isinstance(change, LoRATensors):
+            raise ModelError(f"is of kind {change.kind}, which low-rank matrices cannot go on from")
+        return fit_rank(change, self.rank)
 
     def tensors(self) -> LoRATensors:
         """A copy of the change, float32 on the CPU."""
         return LoRATensors(copied(self.lora_A), copied(self.lora_B), self.alpha)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoRALayer:
-        # model.half() or .to(torch.bfloat16) must not round the trained weights; they follow the device alone.
-        self.base._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for parameter in self.trained().values():
-            parameter.data = parameter.data.to(fn(parameter.data).device)
-            if parameter.grad is not None:
-                parameter.grad.data = parameter.grad.data.to(parameter.device)
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(fn(buffer).device)
-        return self
-
-    def extra_repr(self) -> str:
-        return f"rank={self.rank}, alpha={self.alpha:g}, dropout={self.dropout:g}"
 
 
 class LoRALinear(LoRALayer):
@@ -188,8 +128,3 @@ class LoRAConv2d(LoRALayer):
     def _product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         low = self.base._conv_forward(x, A.to(x.dtype), None)
         return F.conv2d(low, B.to(low.dtype))
-
-
-def copied(tensor: Tensor) -> Tensor:
-    """A copy in float32 on the CPU."""
-    return tensor.detach().to("cpu", torch.float32, copy=True)

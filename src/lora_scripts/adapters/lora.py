@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.adapters.blocks import check_blocks
 from lora_scripts.adapters.dense import dense_weight
-from lora_scripts.adapters.dora import DoRAConv2d, DoRALinear
-from lora_scripts.adapters.layers import LoRAConv2d, LoRAInit, LoRALayer, LoRALinear, weight_shape
-from lora_scripts.adapters.pissa import PiSSAConv2d, PiSSALinear
-from lora_scripts.adapters.resize import fit_rank
-from lora_scripts.adapters.rslora import rslora_alpha
+from lora_scripts.adapters.kinds import AdapterForm, AdapterKind
+from lora_scripts.adapters.layer import AdapterLayer, weight_shape
+from lora_scripts.adapters.layers import LoRAConv2d, LoRAInit, LoRALinear
 from lora_scripts.adapters.targets import match_layers
-from lora_scripts.adapters.weights import LoRATensors, LoRAWeights
+from lora_scripts.adapters.weights import LayerChange, LayerChanges
 from lora_scripts.errors import ConfigError, ModelError, ResumeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Adapter", "AdapterKind", "LoRAConv2d", "LoRAInit", "LoRALinear", "attach"]
-
-AdapterKind = Literal["lora", "dora"]
-
-_LAYERS: dict[tuple[AdapterKind, bool], tuple[type[LoRALayer], type[LoRALayer]]] = {
-    ("lora", False): (LoRALinear, LoRAConv2d),
-    ("lora", True): (PiSSALinear, PiSSAConv2d),
-    ("dora", False): (DoRALinear, DoRAConv2d),
-}
-"""Kind of adapter and whether it starts by PiSSA, to the classes for linear layers and convolutions."""
+__all__ = ["Adapter", "AdapterForm", "AdapterKind", "LoRAConv2d", "LoRAInit", "LoRALinear", "attach"]
 
 
 class Adapter:
-    """All LoRA layers that were put into a family's components.
+    """All trainable layers that were put into a family's components.
 
     Attributes:
         layers: component and dotted path to layer, in the model's order: `unet.mid_block.[...].to_q`.
+        block_rates: learning rates of blocks (see `adapters.blocks`) in place of their component's; empty at first.
     """
 
-    def __init__(self, layers: Mapping[str, LoRALayer], places: Mapping[str, tuple[nn.Module, str]]) -> None:
+    def __init__(self, layers: Mapping[str, AdapterLayer], places: Mapping[str, tuple[nn.Module, str]]) -> None:
         self.layers = dict(layers)
+        self.block_rates: Mapping[str, float] = {}
         self._places = dict(places)
         self._parameters = [p for layer in self.layers.values() for p in layer.trained().values()]
 
@@ -106,20 +97,20 @@ class Adapter:
             if parent._modules.get(child) is layer:
                 setattr(parent, child, layer.base)
 
-    def weights(self) -> dict[str, LoRATensors]:
+    def weights(self) -> dict[str, LayerChange]:
         """Copies of what was trained, float32 on the CPU, by component and layer path.
 
         PiSSA is stated as the plain LoRA that changes the original model as it does, at twice the rank; a DoRA has its
-        magnitudes with it.
+        magnitudes with it; the other kinds have tensors of their own.
         """
         return {name: layer.tensors() for name, layer in self.layers.items()}
 
     def base_weight(self, name: str) -> Tensor:
-        """The frozen weight of a layer, float32 on its device: a DoRA's change depends on it."""
+        """The frozen weight of a layer, float32 on its device: the change of a DoRA or an OFT depends on it."""
         return dense_weight(self.layers[name].base)
 
     @torch.no_grad()
-    def load_weights(self, weights: LoRAWeights, *, strict: bool = True) -> list[str]:
+    def load_weights(self, weights: LayerChanges, *, strict: bool = True) -> list[str]:
         """Starts from a finished LoRA, for incremental training; another scale is folded in, another rank fitted.
 
         Args:
@@ -150,10 +141,15 @@ class Adapter:
         for name, tensors in weights.items():
             if name in self.layers:
                 _check_shape(name, tensors, self.layers[name])
-                fitted[name] = fit_rank(tensors, self.layers[name].rank)
+                try:
+                    fitted[name] = self.layers[name].fitted(tensors)
+                except ModelError as error:
+                    raise ModelError(f"init_lora_weights: {name} {error}.") from error
         for name, (tensors, _) in fitted.items():
             self.layers[name].start_from(tensors)
-        messages += _rank_messages({name: weights[name].rank for name in fitted}, self.layers, fitted)
+        messages += _rank_messages(
+            {name: weights[name].rank for name in fitted if weights[name].kind == "lora"}, self.layers, fitted
+        )
         return messages
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -186,13 +182,9 @@ def attach(
     components: Mapping[str, nn.Module],
     targets: Mapping[str, Sequence[str]],
     *,
-    rank: int,
-    alpha: float,
-    dropout: float = 0.0,
     seed: int = 0,
-    init: LoRAInit = "gaussian",
-    kind: AdapterKind = "lora",
-    use_rslora: bool = False,
+    form: AdapterForm | None = None,
+    **settings: Any,
 ) -> Adapter:
     """Puts a trainable layer in the place of every targeted layer and returns the handle on all of them.
 
@@ -202,36 +194,33 @@ def attach(
     Args:
         components: component name to module, as `ModelFamily.components`.
         targets: component name to endings of layer names.
-        rank: R, for every layer.
-        alpha: the scale is alpha / rank.
-        dropout: share of the inputs of A that is zeroed in training.
-        init: how A begins, see `LoRALayer.reset`, with B at zero; "pissa": see `adapters.pissa`.
-        kind: "dora": see `adapters.dora`.
-        use_rslora: the scale is alpha / sqrt(rank), see `adapters.rslora`.
+        form: kind, ranks and scales; or its fields as keywords, rank and alpha at least.
     Raises:
-        TargetError: a name matches no layer.
-        ConfigError: the rank is larger than a layer can use, a component is unknown, or kind and init do not go together.
+        TargetError: a name matches no layer, or a block has none.
+        ConfigError: the rank is larger than a layer can use, a component is unknown, kind and init do not go together, or
+            every layer is left out.
     """
-    if (kind, init == "pissa") not in _LAYERS:
-        raise ConfigError(f"lora_init: pissa: not with adapter: {kind}. Use adapter: lora, or another lora_init.")
-    linear, convolution = _LAYERS[kind, init == "pissa"]
-    alpha = rslora_alpha(alpha, rank) if use_rslora else alpha
+    form = form or AdapterForm(**settings)
     unknown = [component for component in targets if component not in components]
     if unknown:
         raise ConfigError(f"target_modules: no component {unknown[0]!r}; this model has {', '.join(components)}.")
-    adapted = [c for c in targets for module in components[c].modules() if isinstance(module, LoRALayer)]
+    adapted = [c for c in targets for module in components[c].modules() if isinstance(module, AdapterLayer)]
     assert not adapted, f"{adapted[0]} has an adapter already; detach it first"
     matched = {component: match_layers(component, components[component], names) for component, names in targets.items()}
     found = {f"{component}.{path}": layer for component, layers in matched.items() for path, layer in layers.items()}
-    _check_rank(rank, found)
-    layers: dict[str, LoRALayer] = {}
+    check_blocks("block_ranks", form.block_ranks, found)
+    form.check(found)
+    found = {name: base for name, base in found.items() if form.rank_of(name, base) > 0}
+    if not found:
+        raise ConfigError("block_ranks: every layer is left out. Give a block a rank above 0.")
+    layers: dict[str, AdapterLayer] = {}
     places: dict[str, tuple[nn.Module, str]] = {}
     for name, base in found.items():
         component, _, path = name.partition(".")
         parent_path, _, child = path.rpartition(".")
         parent = components[component].get_submodule(parent_path)
-        layer = (convolution if isinstance(base, nn.Conv2d) else linear)(base, rank, alpha, dropout)
-        layer.reset(_generator(seed, name), init)
+        layer = form.make(name, base)
+        layer.reset(_generator(seed, name), form.init)
         setattr(parent, child, layer)
         layers[name], places[name] = layer, (parent, child)
     return Adapter(layers, places)
@@ -242,35 +231,17 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-def _check_rank(rank: int, layers: Mapping[str, nn.Linear | nn.Conv2d]) -> None:
-    if rank < 1:
-        raise ConfigError(f"lora_rank: {rank} is not a rank; use 1 or more, 8 is a good start.")
-    sizes = {}
-    for name, layer in layers.items():
-        out, *inside = weight_shape(layer)
-        sizes[name] = min(out, math.prod(inside))
-    too_small = [name for name, size in sizes.items() if size < rank]
-    if too_small:
-        smallest = min(too_small, key=sizes.__getitem__)
-        others = f" (nor can {_layers(too_small[1:], 'other ')})" if len(too_small) > 1 else ""
-        raise ConfigError(
-            f"lora_rank: {rank} is more than {smallest} can use{others}; the largest possible rank here is "
-            f"{sizes[smallest]}. Lower lora_rank, or leave the layer out of target_modules."
-        )
-
-
-def _check_shape(name: str, tensors: LoRATensors, layer: LoRALayer) -> None:
-    theirs = (tensors.lora_B.shape[0], *tensors.lora_A.shape[1:])
+def _check_shape(name: str, change: LayerChange, layer: AdapterLayer) -> None:
     ours = weight_shape(layer.base)
-    if theirs != ours:
+    if change.shape != ours:
         raise ModelError(
-            f"init_lora_weights: {name} changes a weight of {list(theirs)}, the model has {list(ours)}. "
+            f"init_lora_weights: {name} changes a weight of {list(change.shape)}, the model has {list(ours)}. "
             "The file is for another model."
         )
 
 
 def _rank_messages(
-    ranks: Mapping[str, int], layers: Mapping[str, LoRALayer], fitted: Mapping[str, tuple[LoRATensors, float]]
+    ranks: Mapping[str, int], layers: Mapping[str, AdapterLayer], fitted: Mapping[str, tuple[LayerChange, float]]
 ) -> list[str]:
     """One message for each pair of old and new rank; names how much of the change was kept."""
     pairs: dict[tuple[int, int], list[float]] = {}

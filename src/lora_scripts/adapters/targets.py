@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LanguageTargets",
     "adaptable_layers",
+    "has_layer",
     "language_model_targets",
     "match_layers",
     "short_names",
@@ -49,6 +50,11 @@ def match_layers(component: str, module: nn.Module, names: Sequence[str]) -> dic
     if unmatched or not names:
         raise TargetError(_explain(unmatched, names, component, short_names(layers)))
     return {path: layer for path, layer in layers.items() if any(_matches(component, path, name) for name in names)}
+
+
+def has_layer(component: str, module: nn.Module, name: str) -> bool:
+    """Whether the name matches a layer of the component."""
+    return any(_matches(component, path, name) for path in adaptable_layers(module))
 
 
 def split_targets(components: Mapping[str, nn.Module], names: Sequence[str]) -> dict[str, list[str]]:

@@ -18,7 +18,17 @@ from lora_scripts.errors import ExportError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FullTensors", "LayerChange", "LayerChanges", "LoRATensors", "LoRAWeights", "require_plain", "with_lengths"]
+__all__ = [
+    "FullTensors",
+    "LayerChange",
+    "LayerChanges",
+    "LoRATensors",
+    "LoRAWeights",
+    "kind_name",
+    "lengths_part",
+    "require_plain",
+    "with_lengths",
+]
 
 
 class LayerChange(Protocol):
@@ -172,6 +182,13 @@ LayerChanges: TypeAlias = Mapping[str, LayerChange]
 """The same, of any kind."""
 
 
+def kind_name(change: LayerChange) -> str:
+    """What people call it: "LoRA", "DoRA", "LoHa" ..."""
+    if isinstance(change, LoRATensors):
+        return "LoRA" if change.magnitude is None else "DoRA"
+    return _NAMES.get(change.kind, change.kind)
+
+
 def require_plain(weights: LayerChanges) -> LoRAWeights:
     """The same weights, once sure that each is a plain LoRA: a file of those has no place for anything else.
 
@@ -181,9 +198,8 @@ def require_plain(weights: LayerChanges) -> LoRAWeights:
     plain = {layer: change for layer, change in weights.items() if isinstance(change, LoRATensors)}
     for layer, change in weights.items():
         if layer not in plain or plain[layer].magnitude is not None:
-            kind = "DoRA" if layer in plain else _NAMES.get(change.kind, change.kind)
             raise ExportError(
-                f"Export failed: {layer} is a {kind}, which this kind of file has no place for. Bake it first: "
+                f"Export failed: {layer} is a {kind_name(change)}, which this kind of file has no place for. Bake it first: "
                 "lora_scripts.export.bake turns it into a plain LoRA."
             )
     return plain

@@ -5,32 +5,34 @@
 | rsLoRA, or an alpha with a fraction | scale folded into lora_B | yes |
 | PiSSA | its change B A - B0 A0 has rank 2 R (`Adapter.weights` states it so) | yes |
 | unequal ranks | rows of zeros | yes |
-| DoRA | largest singular values of its whole change | no; the error is stated |
+| LoHa, LoKr of low rank | sums of products, see `adapters.plain_forms` | yes, up to 8 times the trained rank |
+| DoRA, OFT, LoHa and LoKr beyond that | largest singular values of the whole change | no; the error is stated |
 
 Legend for shapes: R rank, in/out the layer's features or channels, k kernel size.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from lora_scripts.adapters.weights import LoRATensors, LoRAWeights
+from lora_scripts.adapters.weights import LayerChange, LayerChanges, LoRATensors, kind_name
 from lora_scripts.errors import ExportError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GROWTH", "Baked", "BaseWeight", "bake", "bake_doras"]
+__all__ = ["GROWTH", "Baked", "BaseWeight", "bake", "bake_kinds"]
 
 BaseWeight: TypeAlias = "Callable[[str], Tensor]"
 """Layer name with its component in front, to the frozen weight, float32, [out, in] or [out, in, k, k]: `Adapter.base_weight`."""
 
 GROWTH = (1, 2, 4, 8)
-"""Ranks tried for a DoRA, as multiples of the trained one."""
+"""Ranks tried for a change that has no exact form, as multiples of the trained one."""
 GOOD_ENOUGH = 0.05
-"""Error of a baked DoRA below which no higher rank is tried."""
+"""Error of a baked change below which no higher rank is tried."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Baked:
 
     Attributes:
         rank: of every layer; the highest, where nothing was to be done.
-        num_dora: layers whose change was approximated.
+        num_approximated, kind: layers whose change was approximated, and what they were.
         error: Frobenius norm of what the plain LoRA lacks, over that of the whole change; 0 where nothing was approximated.
         worst_layer, worst_error: the layer with the largest such share; empty and 0 where nothing was approximated.
         folded: whether scales went into lora_B.
@@ -48,21 +50,22 @@ class Baked:
 
     rank: int
     num_layers: int
-    num_dora: int = 0
+    num_approximated: int = 0
     error: float = 0.0
     worst_layer: str = ""
     worst_error: float = 0.0
     folded: bool = False
     padded: int = 0
+    kind: str = ""
 
     @property
     def exact(self) -> bool:
-        return self.num_dora == 0
+        return self.num_approximated == 0
 
     def __str__(self) -> str:
         if not self.exact:
             return (
-                f"DoRA baked into a plain LoRA of rank {self.rank}: {self.error:.1%} of the trained change is not in it "
+                f"{self.kind} baked into a plain LoRA of rank {self.rank}: {self.error:.1%} of the trained change is not in it "
                 f"(Frobenius norm; {self.worst_error:.1%} of {self.worst_layer}, the worst of {self.num_layers} layers)"
             )
         how = [
@@ -73,55 +76,63 @@ class Baked:
 
 
 def bake(
-    weights: LoRAWeights, base_weight: BaseWeight | None = None, *, ranks: Sequence[int] | None = None
+    weights: LayerChanges, base_weight: BaseWeight | None = None, *, ranks: Sequence[int] | None = None
 ) -> tuple[dict[str, LoRATensors], Baked]:
     """The same change as plain LoRA tensors with one whole-numbered alpha and one rank.
 
     What is so already keeps its bits.
 
     Args:
-        base_weight: needed for a DoRA alone.
+        base_weight: needed for a DoRA or an OFT alone.
         ranks: those that the reader knows, as `vllm.VLLM_RANKS`; the next one is filled up to with zeros.
     Raises:
         ExportError: the rank is above all of `ranks`.
     """
-    plain, baked = _without_magnitudes(weights, base_weight)
+    plain, baked = _as_products(weights, base_weight)
     rank = _allowed(baked.rank, ranks)
     alphas = {tensors.alpha for tensors in plain.values()}
     padded = sum(tensors.rank != rank for tensors in plain.values())
     folded = bool(padded) or len(alphas) > 1 or not all(alpha.is_integer() for alpha in alphas)
     if folded:
         plain = {name: _scaled_and_padded(tensors, rank) for name, tensors in plain.items()}
-    return plain, Baked(
-        rank, len(plain), baked.num_dora, baked.error, baked.worst_layer, baked.worst_error, folded, padded
-    )
+    return plain, replace(baked, rank=rank, folded=folded, padded=padded)
 
 
-def bake_doras(weights: LoRAWeights, base_weight: BaseWeight) -> tuple[dict[str, LoRATensors], Baked]:
-    """A DoRA as `bake` makes it; a LoRA as it is, to the bit, for files that may hold any alpha and rank.
+def bake_kinds(weights: LayerChanges, base_weight: BaseWeight) -> tuple[dict[str, LoRATensors], Baked]:
+    """Other kinds as `bake` makes them; LoRAs of one alpha as they are, to the bit, for files that may hold any alpha and rank.
 
-    The baked layers get one rank even where that is more than a small layer can use: diffusers misreads a kohya file whose
-    middle block has another alpha than most layers.
+    All layers get one alpha: diffusers applies a kohya file's alpha to attention layers only where it is that of most layers. The
+    baked ones get one rank too, even where that is more than a small layer can use.
     """
-    if any(tensors.magnitude is not None for tensors in weights.values()):
+    plain = {name: change for name, change in weights.items() if isinstance(change, LoRATensors)}
+    if len(plain) < len(weights) or any(tensors.magnitude is not None for tensors in plain.values()):
         return bake(weights, base_weight)
-    return dict(weights), Baked(max((tensors.rank for tensors in weights.values()), default=0), len(weights))
+    alphas = Counter(tensors.alpha for tensors in plain.values())
+    if len(alphas) > 1:
+        plain = {name: _at_alpha(tensors, alphas.most_common(1)[0][0]) for name, tensors in plain.items()}
+    return plain, Baked(max((t.rank for t in plain.values()), default=0), len(plain), folded=len(alphas) > 1)
 
 
-def _without_magnitudes(
-    weights: LoRAWeights, base_weight: BaseWeight | None = None
-) -> tuple[dict[str, LoRATensors], Baked]:
-    """Every DoRA layer as the plain LoRA that comes nearest to it; all other layers as they are, to the bit.
+def _at_alpha(tensors: LoRATensors, alpha: float) -> LoRATensors:
+    """The same change with another alpha."""
+    if tensors.alpha == alpha:
+        return tensors
+    return replace(tensors, lora_B=tensors.lora_B.double().mul(tensors.alpha / alpha).float(), alpha=alpha)
 
-    All DoRA layers get the rank, as a multiple of the trained one, at which the whole adapter's error is small enough, or
-    the largest multiple.
+
+def _as_products(weights: LayerChanges, base_weight: BaseWeight | None = None) -> tuple[dict[str, LoRATensors], Baked]:
+    """Every layer as a plain LoRA: as it is, in its exact form, or as the one that comes nearest to it.
+
+    All approximated layers get the rank, as a multiple of the trained one, at which the whole adapter's error is small enough,
+    or the largest multiple.
     """
+    from lora_scripts.adapters.plain_forms import plain_form
+
     if not weights:
         raise ExportError("Export failed: there is no LoRA layer to bake.")
-    candidates = {
-        name: _nearest(tensors, base_weight, name) for name, tensors in weights.items() if tensors.magnitude is not None
-    }
-    plain = dict(weights)
+    exact = {name: plain_form(change, change.rank * GROWTH[-1]) for name, change in weights.items()}
+    plain = {name: tensors for name, tensors in exact.items() if tensors is not None}
+    candidates = {name: _nearest(change, base_weight, name) for name, change in weights.items() if name not in plain}
     if not candidates:
         return plain, Baked(max(tensors.rank for tensors in plain.values()), len(plain))
     size = sum(candidate.size for candidate in candidates.values())
@@ -135,12 +146,14 @@ def _without_magnitudes(
         plain[name] = candidate.at(weights[name].rank * GROWTH[step])
     worst = max(shares, key=shares.__getitem__)
     rank = max(tensors.rank for tensors in plain.values())
-    return plain, Baked(rank, len(plain), len(candidates), lacking(step), worst, shares[worst])
+    plain = {name: plain[name] for name in weights}  # in the model's order
+    found = Baked(rank, len(plain), len(candidates), lacking(step), worst, shares[worst])
+    return plain, replace(found, kind=kind_name(weights[worst]))
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A DoRA layer's change at the highest rank tried, largest singular values first.
+    """A layer's change at the highest rank tried, largest singular values first.
 
     Attributes:
         size: squared Frobenius norm of the whole change.
@@ -157,20 +170,19 @@ class _Candidate:
         return LoRATensors(self.lora_A[:rank].clone(), self.lora_B[:, :rank].clone(), float(rank))
 
 
-def _nearest(tensors: LoRATensors, base_weight: BaseWeight | None, name: str) -> _Candidate:
+def _nearest(tensors: LayerChange, base_weight: BaseWeight | None, name: str) -> _Candidate:
     import torch
 
     from lora_scripts.adapters.principal import principal_part
 
-    assert base_weight is not None, f"{name} is a DoRA: its change depends on the frozen weight"
     with torch.no_grad():
-        change = tensors.delta(base_weight(name))
+        change = tensors.delta(None if base_weight is None else base_weight(name))
         matrix = change.flatten(1)
         most = min(tensors.rank * GROWTH[-1], *matrix.shape)
         A, B = principal_part(matrix, most, 1.0, torch.Generator().manual_seed(0))
         tried = [min(tensors.rank * growth, most) for growth in GROWTH]
         missing = [float((matrix - B[:, :rank] @ A[:rank]).double().square().sum()) for rank in tried]
-        A, B = A.reshape(most, *tensors.lora_A.shape[1:]), B.reshape(-1, most, *tensors.lora_B.shape[2:])
+        A, B = A.reshape(most, *change.shape[1:]), B.reshape(-1, most, *[1] * (change.ndim - 2))
     return _Candidate(A.cpu(), B.cpu(), float(matrix.double().square().sum()), missing)
 
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from lora_scripts.adapters.weights import LoRATensors
+    from lora_scripts.adapters.weights import LayerChange, LoRATensors
     from lora_scripts.export.read_back import StoredLayer
 
-__all__ = ["Effect", "compare_effect", "measure_effect", "side_paths"]
+__all__ = ["Effect", "compare_effect", "measure_effect", "side_paths", "whole_paths"]
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,32 @@ def _side_path(module: nn.Module, low_rank: LoRATensors | StoredLayer) -> Callab
         else:
             change = x @ down.T @ up.T
         return output + (scale * change).to(output.dtype)
+
+    return add
+
+
+@contextmanager
+def whole_paths(pairs: Iterable[tuple[nn.Module, LayerChange]]) -> Iterator[None]:
+    """Changes of any kind at work beside frozen layers, each as a whole weight; gone afterwards."""
+    hooks = []
+    try:
+        for module, change in pairs:
+            hooks.append(module.register_forward_hook(_whole_path(module, change)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _whole_path(module: nn.Module, change: LayerChange) -> Callable[..., Tensor]:
+    from lora_scripts.adapters.dense import dense_weight
+    from lora_scripts.adapters.layer import applied
+
+    inner = wrapped_layer(module)
+    delta = change.delta(dense_weight(inner))
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + applied(inner, inputs[0].to(delta.dtype), delta).to(output.dtype)
 
     return add
 

@@ -138,7 +138,7 @@ def layer_shapes(components: Mapping[str, nn.Module]) -> dict[str, tuple[int, ..
     """
     import torch
 
-    from lora_scripts.adapters.layers import weight_shape
+    from lora_scripts.adapters.layer import weight_shape
 
     shapes: dict[str, tuple[int, ...]] = {}
     for component, root in components.items():

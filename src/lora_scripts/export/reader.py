@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.adapter_files.owners import Spelling
-from lora_scripts.adapters.weights import LoRATensors, LoRAWeights
+from lora_scripts.adapters.weights import LayerChanges, LoRATensors, LoRAWeights
 from lora_scripts.errors import ModelError
 from lora_scripts.export.names import LANGUAGE_MODEL, split_layer
 from lora_scripts.export.peft_config import folder_config, header_configs
@@ -20,7 +20,7 @@ from lora_scripts.export.peft_config import folder_config, header_configs
 if TYPE_CHECKING:
     from lora_scripts.adapter_files.adapter_file import AdapterFile, AdapterLayer
 
-__all__ = ["LoRAFile", "read_lora_file"]
+__all__ = ["AdapterChanges", "LoRAFile", "read_changes", "read_lora_file"]
 
 _KINDS = {
     "dora": "a DoRA",
@@ -64,6 +64,32 @@ class LoRAFile:
         return tuple(sorted({lora.rank for lora in self.weights.values()}))
 
 
+@dataclass(frozen=True)
+class AdapterChanges:
+    """An adapter of any kind read from disk; as `LoRAFile`."""
+
+    path: Path
+    weights: LayerChanges
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_changes(path: str | Path, layer_names: Iterable[str]) -> AdapterChanges:
+    """As `read_lora_file`, but of any kind that can be put to work: DoRA, LoHa, LoKr, OFT, whole differences too.
+
+    Raises:
+        ModelError: no adapter, a kind that is not read, layers that the model lacks, other shapes, damaged tensors.
+    """
+    from lora_scripts.adapter_files.adapter_file import open_adapter_file
+
+    layers = layer_names if isinstance(layer_names, Mapping) else list(layer_names)
+    file = open_adapter_file(path, layers)
+    if all(layer.kind in ("lora", "unknown") or layer.kind not in _CAN_BE_BAKED for layer in file.layers.values()):
+        plain = read_lora_file(path, layers)
+        return AdapterChanges(plain.path, plain.weights, plain.metadata)
+    _require_known(file, layers)
+    return AdapterChanges(file.path, {name: file.layer(name) for name in file.layers}, file.metadata)
+
+
 def read_lora_file(path: str | Path, layer_names: Iterable[str] | None = None) -> LoRAFile:
     """A LoRA in kohya, diffusers or PEFT spelling, with its layers under the model's own names.
 
@@ -83,18 +109,23 @@ def read_lora_file(path: str | Path, layer_names: Iterable[str] | None = None) -
     layers = layer_names if layer_names is None or isinstance(layer_names, Mapping) else list(layer_names)
     file = open_adapter_file(path, layers)
     _require_plain(file)
-    unmatched = list(file.strangers)
-    if layers is not None:
-        unmatched += [layer.file_name for layer in file.layers.values() if not layer.known]
-    if unmatched:
-        raise ModelError(_unmatched_text(file, unmatched, layers or ()))
-    file.require_sound()
+    _require_known(file, layers)
     weights: dict[str, LoRATensors] = {}
     for name in file.layers:
         change = file.layer(name)
         assert isinstance(change, LoRATensors), name
         weights[name] = change
     return LoRAFile(file.path, file.spelling, weights, file.metadata)
+
+
+def _require_known(file: AdapterFile, layers: Iterable[str] | None) -> None:
+    """Raises ModelError for layers that the model lacks, keys that belong to none, and damaged tensors."""
+    unmatched = list(file.strangers)
+    if layers is not None:
+        unmatched += [layer.file_name for layer in file.layers.values() if not layer.known]
+    if unmatched:
+        raise ModelError(_unmatched_text(file, unmatched, layers or ()))
+    file.require_sound()
 
 
 def _require_plain(file: AdapterFile) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lora_scripts.adapters.weights import LoRAWeights
+    from lora_scripts.adapters.weights import LayerChanges
 
 __all__ = ["require_finite", "safetensors_bytes", "write_lora"]
 
@@ -28,10 +28,12 @@ _LEAST_TEXTS_BYTES = 64_000
 
 def write_lora(
     path: str | Path,
-    weights: LoRAWeights,
+    weights: LayerChanges,
     metadata: Mapping[str, str],
     dtype: torch.dtype,
     names: FileNames | None = None,
+    *,
+    own_kind: bool = False,
 ) -> dict[str, str]:
     """Writes a kohya LoRA file and returns the header texts that it got, hashes among them.
 
@@ -41,12 +43,13 @@ def write_lora(
     Args:
         names: what each layer is called in the file (`PictureFamily.file_names`); None for the names of Stable Diffusion 1
             and 2.
+        own_kind: also other kinds than plain LoRA, in their own tensors.
     Raises:
         ExportError: a number is not finite, or not in `dtype`; the place cannot be written. Nothing was written.
     """
     path = Path(path)
     require_finite(path, weights, dtype)
-    tensors = to_kohya(weights, names, dtype)
+    tensors = to_kohya(weights, names, dtype, own_kind=own_kind)
     texts = with_hashes(tensors, metadata)
     room = max(MAX_HEADER_BYTES - _entries_bytes(tensors), _LEAST_TEXTS_BYTES)
     if metadata_bytes(texts) > room:
@@ -81,7 +84,10 @@ def _entries_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(len(name) + len(str(tuple(tensor.shape))) + 80 for name, tensor in tensors.items())
 
 
-def require_finite(path: Path, weights: LoRAWeights, dtype: torch.dtype) -> None:
+_OWN_WORDS = {"lora_down.weight": "lora_A", "lora_up.weight": "lora_B", "dora_scale": "magnitude"}
+
+
+def require_finite(path: Path, weights: LayerChanges, dtype: torch.dtype) -> None:
     """Does nothing when every number is finite, also in `dtype`.
 
     Raises:
@@ -89,8 +95,9 @@ def require_finite(path: Path, weights: LoRAWeights, dtype: torch.dtype) -> None
     """
     import torch
 
-    for layer, lora in weights.items():
-        for name, tensor in (("lora_A", lora.lora_A), ("lora_B", lora.lora_B), ("alpha", torch.tensor(lora.alpha))):
+    for layer, change in weights.items():
+        for part, tensor in change.parts().items():
+            name = _OWN_WORDS.get(part, part)
             if not torch.isfinite(tensor).all():
                 raise ExportError(
                     f"Export failed, {path} was not written: {name} of {layer} holds numbers that are not finite. "

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.adapters.presets import BlockRoles
 from lora_scripts.adapters.targets import language_model_targets
 from lora_scripts.dialogues.pair_batches import joined
 from lora_scripts.export.names import LANGUAGE_MODEL
@@ -55,6 +56,8 @@ class CausalLanguageModel:
     name: ClassVar[str] = "causal_lm"
     task: ClassVar[str] = "text-generation"
     num_levels: ClassVar[int] = 1
+    conv_targets: ClassVar[Mapping[str, Sequence[str]]] = {}
+    block_roles: ClassVar[BlockRoles] = {}
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.adapters.presets import BlockRoles
 from lora_scripts.config import RunConfig
 from lora_scripts.export.names import kohya_file_names
 from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
@@ -35,6 +36,7 @@ __all__ = ["CLIP_ATTENTION", "UNET_ATTENTION", "LatentDiffusion"]
 UNET_ATTENTION = tuple(
     f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in ("to_q", "to_k", "to_v", "to_out.0")
 )
+UNET_CONVOLUTIONS = ("conv1", "conv2", "time_emb_proj", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
 CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 VAE_DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,6 +53,11 @@ class LatentDiffusion(ABC):
     name: ClassVar[str]
     task: ClassVar[str] = "text-to-image"
     num_levels: ClassVar[int] = 16
+    conv_targets: ClassVar[Mapping[str, Sequence[str]]] = {"unet": UNET_CONVOLUTIONS}
+    block_roles: ClassVar[BlockRoles] = {
+        "content": ("unet.down.2", "unet.mid", "unet.up.1"),
+        "look": ("unet.down.0", "unet.down.1", "unet.up.2", "unet.up.3"),
+    }
 
     def __init__(self, parts: StableDiffusionParts, source: BaseModel, config: RunConfig, device: torch.device) -> None:
         prediction = parts.prediction_type if config.prediction == "auto" else config.prediction

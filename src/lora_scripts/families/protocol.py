@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
+    from lora_scripts.adapters.presets import BlockRoles
     from lora_scripts.config import RunConfig
     from lora_scripts.dialogues.answers import Answer, AnswerRequest
     from lora_scripts.models.source import BaseModel
@@ -136,6 +137,8 @@ class ModelFamily(Protocol):
         name: "sd15"; found from the weights.
         task: the `task_type` that trains it.
         default_targets: component -> endings of the names of the layers that get an adapter.
+        conv_targets: the same for what else gets one where convolutions train; empty where there is none.
+        block_roles: which blocks decide what is in a picture and which its look, for `preset`; empty where nobody knows.
         components: the modules that adapters can be attached to: {"unet": ..., "text_encoder": ...}.
         num_levels: most noise levels at which an example can be measured; 1 where the loss draws nothing.
     """
@@ -143,6 +146,8 @@ class ModelFamily(Protocol):
     name: ClassVar[str]
     task: ClassVar[str]
     num_levels: ClassVar[int]
+    conv_targets: ClassVar[Mapping[str, Sequence[str]]]
+    block_roles: ClassVar[BlockRoles]
 
     @property
     def default_targets(self) -> Mapping[str, Sequence[str]]: ...

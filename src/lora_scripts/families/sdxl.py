@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from lora_scripts.adapters.presets import BlockRoles
 from lora_scripts.families.latent_diffusion import CLIP_ATTENTION, UNET_ATTENTION, LatentDiffusion
 from lora_scripts.families.protocol import Batch, Encoder
 from lora_scripts.models.text_encoding import checkpoint_layers, read_penultimate
@@ -34,6 +35,10 @@ class StableDiffusionXL(LatentDiffusion):
         "unet": UNET_ATTENTION,
         "text_encoder": CLIP_ATTENTION,
         "text_encoder_2": CLIP_ATTENTION,
+    }
+    block_roles: ClassVar[BlockRoles] = {
+        "content": ("unet.down.2", "unet.mid", "unet.up.0.attentions.0"),
+        "look": ("unet.down.1", "unet.up.0.attentions.1", "unet.up.0.attentions.2", "unet.up.1"),
     }
 
     @property

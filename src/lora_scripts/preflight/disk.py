@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_scripts.adapter_rules import writes_own_kind
 from lora_scripts.config import RunConfig, Size
 from lora_scripts.export.bake import GROWTH
 from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES
@@ -42,8 +43,9 @@ def checkpoint_bytes(config: RunConfig, num_parameters: int, num_pictures: int) 
 
 
 def _file_bytes(config: RunConfig) -> int:
-    """Of the loadable file, per trained weight: it has twice the rank after PiSSA, and up to eight times for a baked DoRA."""
-    ranks = GROWTH[-1] if config.adapter == "dora" else 2 if config.lora_init == "pissa" else 1
+    """Of the loadable file, per trained weight: it has twice the rank after PiSSA, and up to eight times for a baked kind."""
+    baked = config.adapter not in ("lora", "locon") and not writes_own_kind(config)
+    ranks = GROWTH[-1] if baked else 2 if config.lora_init == "pissa" else 1
     return SAVED_BYTES[config.save_precision] * ranks
 
 

@@ -339,7 +339,7 @@ def _render(
 ) -> dict[_Job, Image]:
     """The pictures of all jobs, each saved as soon as its LoRAs' turn is over."""
     from lora_scripts.export.names import layer_shapes
-    from lora_scripts.export.reader import LoRAFile, read_lora_file
+    from lora_scripts.export.reader import AdapterChanges, read_changes
     from lora_scripts.sampling.denoise import render
     from lora_scripts.sampling.lora_set import LoRASet, WeightedLoRA
 
@@ -348,7 +348,7 @@ def _render(
     turns: dict[tuple[tuple[Path, float, float], ...], list[_Job]] = {}
     for job in jobs:
         turns.setdefault(job.loras, []).append(job)
-    read: dict[Path, LoRAFile] = {}
+    read: dict[Path, AdapterChanges] = {}
     pictures: dict[_Job, Image] = {}
     origin = Origin.of(source, sampler, args.clip_skip)
     lora_set = LoRASet(components)
@@ -359,7 +359,7 @@ def _render(
                 path: file for path, file in read.items() if path in wanted
             }  # keep no more in memory than is at work
             for path in wanted - read.keys():
-                read[path] = read_lora_file(path, shapes)
+                read[path] = read_changes(path, shapes)
             at_work: list[WeightedLoRA] = [WeightedLoRA(read[path].weights, unet, te) for path, unet, te in loras]
             lora_set.apply(at_work)
             hashes = {path.stem: lora_hash(path, read[path].metadata) for path, _, _ in loras}

@@ -1,7 +1,8 @@
 """LoRAs at work on a loaded model: any number at once, each with its weights, and gone again without a trace.
 
 The layers' own weights are never touched. A layer's low-rank changes run beside it, all LoRAs of one layer joined into one
-pair of matrices, so that taking them away gives back the model bit by bit and costs the memory of the LoRAs alone.
+pair of matrices, so that taking them away gives back the model bit by bit and costs the memory of the LoRAs alone. Changes of
+other kinds are summed into one whole weight beside the layer's.
 
 Legend for shapes: R sum of the ranks on one layer, in/out the layer's features or channels, k kernel size.
 """
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from lora_scripts.adapters.weights import LoRATensors, LoRAWeights
+from lora_scripts.adapters.weights import LayerChange, LayerChanges, LoRATensors
 from lora_scripts.errors import ModelError
 from lora_scripts.export.names import split_layer, wrapped_layer
 
@@ -29,7 +30,7 @@ __all__ = ["LoRASet", "WeightedLoRA"]
 class WeightedLoRA:
     """A LoRA and how strongly it is to work."""
 
-    weights: LoRAWeights
+    weights: LayerChanges
     unet_weight: float = 1.0
     text_encoder_weight: float = 1.0
 
@@ -56,7 +57,7 @@ class LoRASet:
             ModelError: a LoRA changes a layer that the model lacks; the model is then without any LoRA.
         """
         self.remove()
-        by_layer: dict[str, list[tuple[LoRATensors, float]]] = {}
+        by_layer: dict[str, list[tuple[LayerChange, float]]] = {}
         for lora in loras:
             for layer, tensors in lora.weights.items():
                 weight = lora.weight_of(split_layer(layer)[0])
@@ -70,7 +71,12 @@ class LoRASet:
             )
         for layer, parts in by_layer.items():
             module = self._modules[layer]
-            self._handles.append(module.register_forward_hook(_side_path(module, *_joined(module, parts))))
+            low_rank = [(t, w) for t, w in parts if isinstance(t, LoRATensors) and t.magnitude is None]
+            if low_rank:
+                self._handles.append(module.register_forward_hook(_side_path(module, *_joined(module, low_rank))))
+            whole = [(change, weight) for change, weight in parts if not any(change is t for t, _ in low_rank)]
+            if whole:
+                self._handles.append(module.register_forward_hook(_whole_path(module, whole)))
 
     def remove(self) -> None:
         """The model as it was before, bit by bit."""
@@ -114,5 +120,26 @@ def _side_path(module: nn.Module, down: Tensor, up: Tensor) -> Callable[..., Ten
         else:
             change = F.linear(F.linear(x, a), b)
         return output + change.to(output.dtype)
+
+    return add
+
+
+def _whole_path(module: nn.Module, parts: Sequence[tuple[LayerChange, float]]) -> Callable[..., Tensor]:
+    """Adds what the weighted sum of whole changes does to the input."""
+    from lora_scripts.adapters.dense import dense_weight
+    from lora_scripts.adapters.layer import applied
+
+    inner = wrapped_layer(module)
+    weight = dense_weight(inner)
+    change = weight.new_zeros(weight.shape)
+    for part, strength in parts:
+        change.add_(part.delta(weight), alpha=strength)
+    place = [change.to(inner.weight.dtype if inner.weight.is_floating_point() else weight.dtype)]
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        if place[0].device != x.device:  # the model has been moved since
+            place[0] = place[0].to(x.device)
+        return output + applied(inner, x.to(place[0].dtype), place[0]).to(output.dtype)
 
     return add

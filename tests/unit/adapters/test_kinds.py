@@ -20,7 +20,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "rslora": {"use_rslora": True},
     "pissa": {"init": "pissa"},
     "dora": {"kind": "dora"},
+    "locon": {"kind": "locon", "conv_rank": 2},
+    "loha": {"kind": "loha"},
+    "lokr": {"kind": "lokr", "lokr_factor": 2, "rank": 2},
+    "lokr of whole factors": {"kind": "lokr"},
+    "oft": {"kind": "oft"},
 }
+LOW_RANK = ("lora", "rslora", "pissa", "dora", "locon")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 NAMES = ["conv", "inner", "out"]
 
@@ -46,8 +52,12 @@ def net() -> Net:
     return Net().requires_grad_(False)
 
 
+def settings(kind: str) -> dict[str, Any]:
+    return {"rank": 4, "alpha": 6.0} | KINDS[kind]
+
+
 def put_on(net: nn.Module, kind: str, *, train: bool = True, dropout: float = 0.0, seed: int = 7) -> Adapter:
-    adapter = attach({"net": net}, {"net": NAMES}, rank=4, alpha=6.0, dropout=dropout, seed=seed, **KINDS[kind])
+    adapter = attach({"net": net}, {"net": NAMES}, dropout=dropout, seed=seed, **settings(kind))
     if train:
         disturb(adapter)
     return adapter
@@ -126,7 +136,7 @@ def test_state_goes_into_a_fresh_adapter_of_another_seed_to_the_bit(net: Net, ki
 def test_first_layer_trains_when_neither_its_input_nor_its_weight_has_a_gradient(kind: str) -> None:
     torch.manual_seed(0)
     net = nn.ModuleDict({"inner": nn.Linear(12, 16)})
-    adapter = attach({"net": net}, {"net": ["inner"]}, rank=4, alpha=6.0, **KINDS[kind])
+    adapter = attach({"net": net}, {"net": ["inner"]}, **settings(kind))
     disturb(adapter)
     x = torch.randn(3, 12)
     net["inner"](x).square().sum().backward()
@@ -216,7 +226,7 @@ def test_works_under_autocast(net: Net, kind: str) -> None:
 @every_kind
 def test_training_goes_on_from_an_older_lora(net: Net, kind: str) -> None:
     other = copy.deepcopy(net)
-    older = put_on(other, "lora").weights()
+    older = put_on(other, kind if kind not in LOW_RANK or kind == "locon" else "lora").weights()
     adapter = put_on(net, kind, train=False, seed=99)
     assert adapter.load_weights(older) == []
     torch.testing.assert_close(net(pictures()), other(pictures()), atol=1e-5, rtol=1e-5)
@@ -272,7 +282,7 @@ def test_dora_with_pissa_is_refused(net: Net) -> None:
     assert type(net.inner) is nn.Linear
 
 
-@every_kind
+@pytest.mark.parametrize("kind", LOW_RANK)
 def test_groups_of_rates_hold_every_parameter_once(net: Net, kind: str) -> None:
     adapter = put_on(net, kind)
     (one,) = parameter_groups(adapter, lambda component: 1e-3)
@@ -305,7 +315,7 @@ def test_quantised_layer_gets_the_adapter_of_its_dense_one(kind: str) -> None:
     x = torch.randn(5, 12)
     outs = []
     for net in (dense, packed):
-        adapter = attach({"net": net}, {"net": ["inner", "out"]}, rank=4, alpha=6.0, **KINDS[kind])
+        adapter = attach({"net": net}, {"net": ["inner", "out"]}, **settings(kind))
         disturb(adapter)
         outs.append(net["out"](torch.tanh(net["inner"](x))))
     torch.testing.assert_close(outs[1], outs[0], atol=1e-5, rtol=1e-5)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lora_scripts.adapters.weights import LoRATensors
 from lora_scripts.errors import ExportError
-from lora_scripts.export.bake import GOOD_ENOUGH, bake, bake_doras
+from lora_scripts.export.bake import GOOD_ENOUGH, bake, bake_kinds
 from lora_scripts.export.diffusers import to_diffusers
 from lora_scripts.export.kohya import to_kohya
 from lora_scripts.export.vllm import VLLM_RANKS
@@ -101,7 +101,7 @@ def test_dora_of_full_rank_is_exact() -> None:
 
 def test_file_that_holds_any_alpha_leaves_a_plain_lora_alone() -> None:
     weights = {"unet.a": lora(3, 2.5), "unet.b": lora(5, 2.5)}
-    plain, baked = bake_doras(weights, lambda name: pytest.fail("no frozen weight is needed"))
+    plain, baked = bake_kinds(weights, lambda name: pytest.fail("no frozen weight is needed"))
     assert plain == weights
     assert baked.exact
 
@@ -109,10 +109,10 @@ def test_file_that_holds_any_alpha_leaves_a_plain_lora_alone() -> None:
 def test_layers_without_magnitudes_keep_their_change_beside_a_dora() -> None:
     tensors, weight = dora(2, moved=0.01)
     other = lora(3, 2.5)
-    plain, baked = bake_doras({"unet.a": tensors, "unet.b": other}, lambda name: weight)
+    plain, baked = bake_kinds({"unet.a": tensors, "unet.b": other}, lambda name: weight)
     assert {(layer.rank, layer.alpha) for layer in plain.values()} == {(baked.rank, float(baked.rank))}
     torch.testing.assert_close(plain["unet.b"].delta(), other.delta(), atol=1e-5, rtol=1e-5)
-    assert (baked.num_layers, baked.num_dora) == (2, 1)
+    assert (baked.num_layers, baked.num_approximated) == (2, 1)
 
 
 def test_dora_that_changes_nothing_is_baked_into_nothing() -> None:
