@@ -1,4 +1,4 @@
-"""Time of a linear layer with PiSSA and DoRA beside plain LoRA and PEFT's layers: one forward and one backward pass.
+"""Time of a linear layer with each kind of adapter beside plain LoRA and PEFT's layers: one forward and one backward pass.
 
     python benchmarks/adapter_kinds.py [--threads 1] [--rounds 5]
 
@@ -12,15 +12,28 @@ import time
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, inject_adapter_in_model
 from torch import nn
 
 from lora_scripts.adapters.lora import attach
 
 SHAPES = [(320, 320, 1024), (768, 768, 1024), (2048, 2048, 512), (2048, 2048, 2048)]
 """in, out, rows."""
-OURS: dict[str, dict[str, Any]] = {"LoRA": {}, "PiSSA": {"init": "pissa"}, "DoRA": {"kind": "dora"}}
-PEFT: dict[str, dict[str, Any]] = {"PEFT's LoRA": {}, "PEFT's DoRA": {"use_dora": True}}
+OURS: dict[str, dict[str, Any]] = {
+    "LoRA": {},
+    "PiSSA": {"init": "pissa"},
+    "DoRA": {"kind": "dora"},
+    "LoHa": {"kind": "loha"},
+    "LoKr": {"kind": "lokr", "lokr_factor": 8},
+    "OFT": {"kind": "oft"},
+}
+PEFT: dict[str, Any] = {
+    "PEFT's LoRA": lambda rank: LoraConfig(r=rank, lora_alpha=16, target_modules=["layer"]),
+    "PEFT's DoRA": lambda rank: LoraConfig(r=rank, lora_alpha=16, target_modules=["layer"], use_dora=True),
+    "PEFT's LoHa": lambda rank: LoHaConfig(r=rank, alpha=16, target_modules=["layer"]),
+    "PEFT's LoKr": lambda rank: LoKrConfig(r=rank, alpha=16, decompose_factor=8, target_modules=["layer"]),
+    "PEFT's OFT": lambda rank: OFTConfig(r=0, oft_block_size=rank, target_modules=["layer"]),
+}
 
 
 def layers(inside: int, out: int, rank: int) -> dict[str, nn.Module]:
@@ -29,10 +42,9 @@ def layers(inside: int, out: int, rank: int) -> dict[str, nn.Module]:
         net = nn.ModuleDict({"layer": nn.Linear(inside, out)})
         attach({"net": net}, {"net": ["layer"]}, rank=rank, alpha=16.0, **options)
         found[name] = net["layer"]
-    for name, options in PEFT.items():
+    for name, config in PEFT.items():
         net = nn.ModuleDict({"layer": nn.Linear(inside, out)})
-        config = LoraConfig(r=rank, lora_alpha=16, target_modules=["layer"], **options)
-        found[name] = inject_adapter_in_model(config, net)["layer"]
+        found[name] = inject_adapter_in_model(config(rank), net)["layer"]
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lora_scripts.config import RunConfig
 
-__all__ = ["adapter_faults", "writes_own_kind"]
+__all__ = ["adapter_faults", "adapter_size", "writes_own_kind"]
 
 LOW_RANK = ("lora", "locon", "dora")
 
@@ -52,3 +52,11 @@ def writes_own_kind(config: RunConfig) -> bool:
     if config.task_type == "text-generation":
         return False
     return config.export_as == "own" or (config.export_as == "auto" and config.adapter not in LOW_RANK)
+
+
+def adapter_size(config: RunConfig) -> str:
+    """Kind and size in words: "rank 8, alpha 8", "oft of blocks up to 32"."""
+    if config.adapter == "oft":
+        return f"oft of blocks up to {config.oft_block_size}"
+    kind = "" if config.adapter == "lora" else f"{config.adapter}, "
+    return f"{kind}rank {config.lora_rank}, alpha {config.alpha:g}"

@@ -203,6 +203,7 @@ def _rate(config: RunConfig, component: str) -> float:
 def _start(
     task: Task, run: Run, fitted: FittedRun, first_step: int, dtype: torch.dtype, processes: Processes
 ) -> RunStart:
+    from lora_scripts.adapter_rules import adapter_size
     from lora_scripts.devices import describe_device
 
     config, adapter = run.config, run.adapter
@@ -217,7 +218,7 @@ def _start(
         *([("processes", f"{processes.count}, each with its share of every step")] if processes.count > 1 else []),
         (
             "LoRA",
-            f"rank {config.lora_rank}, alpha {config.alpha:g}, {adapter.num_layers} layers, {adapter.num_parameters:,} weights",
+            f"{adapter_size(config)}, {adapter.num_layers} layers, {adapter.num_parameters:,} weights",
         ),
         ("steps", f"{run.max_steps} of batch {config.batch_size} x {config.gradient_accumulation_steps}"),
         ("optimizer", f"{config.optimizer}, rate {config.learning_rate:g}, {config.lr_scheduler}"),
