@@ -5,10 +5,13 @@ Legend for shapes: R rank, in/out the layer's features or channels.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lora_scripts.adapters.spectrum import EXACT_UP_TO, spectrum_of_matrix
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["EXACT_UP_TO", "principal_part"]
 

@@ -82,31 +82,37 @@ def spectrum_of_sum(loras: Sequence[tuple[LoRATensors, float]]) -> Spectrum:
 
     Shapes: lora_A [R, in] or [R, in, k, k], lora_B [out, R] or [out, R, 1, 1], of one layer; ranks may differ.
     """
-    assert loras and all(lora.magnitude is None for lora, _ in loras), "the sum of plain LoRAs"
+    assert all(lora.magnitude is None for lora, _ in loras), "the sum of plain LoRAs"
     down = torch.cat([lora.lora_A.detach().double().flatten(1) for lora, _ in loras])
     up = torch.cat([lora.lora_B.detach().double().flatten(1) * (lora.scale * weight) for lora, weight in loras], dim=1)
     q_up, r_up = torch.linalg.qr(up)
     q_down, r_down = torch.linalg.qr(down.T)
     left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    # Changes that cancel leave rounding behind, which is no change.
+    values = torch.where(values > 1e-14 * up.norm() * down.norm(), values, 0.0)
     first = loras[0][0]
     shape = (first.lora_B.shape[0], *first.lora_A.shape[1:])
     return Spectrum(q_up @ left, values, right @ q_down.T, shape)
 
 
-def concatenated(loras: Sequence[tuple[LoRATensors, float]]) -> LoRATensors:
-    """The sum of plain LoRAs, each at a strength, as one LoRA whose rank is the sum of theirs: exact, with alpha = rank.
+def concatenated(loras: Sequence[tuple[LoRATensors, float]], alpha: float | None = None) -> LoRATensors:
+    """The sum of plain LoRAs, each at a strength, as one LoRA whose rank is the sum of theirs: exact.
 
-    Scale and strength go into the factors by their root each, so that no matrix outgrows half precision; the sign goes into
-    lora_B. A strength of 1 with a scale of 1 keeps every bit.
+    Scale and strength go into both factors by their root, so that neither outgrows half precision; the sign goes into lora_B.
+    What needs no factor keeps every bit.
+
+    Args:
+        alpha: of the result; None for its rank.
     """
+    rank = sum(lora.rank for lora, _ in loras)
+    alpha = float(rank) if alpha is None else alpha
     downs, ups = [], []
     for lora, weight in loras:
-        factor = lora.scale * weight
+        factor = lora.scale * weight * rank / alpha
         root = abs(factor) ** 0.5
         downs.append(lora.lora_A.detach().float() * root)
         ups.append(lora.lora_B.detach().float() * (root if factor >= 0 else -root))
-    down, up = torch.cat(downs), torch.cat(ups, dim=1)
-    return LoRATensors(down, up, float(down.shape[0]))
+    return LoRATensors(torch.cat(downs), torch.cat(ups, dim=1), alpha)
 
 
 def spectrum_of_matrix(change: Tensor, most: int, generator: torch.Generator) -> Spectrum:
