@@ -1,4 +1,4 @@
-"""Merge LoRAs into a model: `python tools/merge.py --base-model M --lora L --output DIR`. As `lora-scripts merge`."""
+"""Merge LoRAs into a model or into one LoRA: `python tools/merge.py --lora A --lora B --output C`. As `lora-scripts merge`."""
 
 import sys
 from pathlib import Path

@@ -25,6 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     from lora_scripts.captioners.command import add_arguments as add_label_arguments
     from lora_scripts.check_command import add_arguments as add_check_arguments
     from lora_scripts.export.command import add_arguments as add_export_arguments
+    from lora_scripts.lora_tools.bake_command import add_arguments as add_bake_arguments
+    from lora_scripts.lora_tools.extract_command import add_arguments as add_extract_arguments
+    from lora_scripts.lora_tools.resize_command import add_arguments as add_resize_arguments
     from lora_scripts.merging.command import add_arguments as add_merge_arguments
     from lora_scripts.plan_command import add_arguments as add_plan_arguments
     from lora_scripts.sampling.command import add_arguments as add_sample_arguments
@@ -79,9 +82,21 @@ def build_parser() -> argparse.ArgumentParser:
     add_chat_arguments(chat)
     chat.set_defaults(run=_chat)
 
-    merge = commands.add_parser("merge", help="add LoRAs to the weights of a language model for good")
+    merge = commands.add_parser("merge", help="add LoRAs to a model's weights for good, or several LoRAs up into one")
     add_merge_arguments(merge)
     merge.set_defaults(run=_merge)
+
+    resize = commands.add_parser("resize", help="make a LoRA file smaller")
+    add_resize_arguments(resize)
+    resize.set_defaults(run=_resize)
+
+    extract = commands.add_parser("extract", help="take a LoRA from a tuned checkpoint and its base")
+    add_extract_arguments(extract)
+    extract.set_defaults(run=_extract)
+
+    bake = commands.add_parser("bake", help="turn a LoHa, LoKr, DoRA or OFT into a plain LoRA")
+    add_bake_arguments(bake)
+    bake.set_defaults(run=_bake)
 
     export = commands.add_parser("export", help="write a language model's LoRA for vLLM, llama.cpp, mlx-lm or PEFT")
     add_export_arguments(export)
@@ -181,6 +196,24 @@ def _chat(arguments: argparse.Namespace) -> int:
 
 def _merge(arguments: argparse.Namespace) -> int:
     from lora_scripts.merging.command import run
+
+    return run(arguments)
+
+
+def _resize(arguments: argparse.Namespace) -> int:
+    from lora_scripts.lora_tools.resize_command import run
+
+    return run(arguments)
+
+
+def _extract(arguments: argparse.Namespace) -> int:
+    from lora_scripts.lora_tools.extract_command import run
+
+    return run(arguments)
+
+
+def _bake(arguments: argparse.Namespace) -> int:
+    from lora_scripts.lora_tools.bake_command import run
 
     return run(arguments)
 

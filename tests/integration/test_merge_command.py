@@ -176,7 +176,7 @@ def test_what_cannot_be_merged_ends_in_one_message(tmp_path: Path, capsys: Capsy
     )
     assert "between -10 and 10" in refused(capsys, base, out, "--lora", lora, "--weight", "nan")
     assert "is there already and holds files" in refused(capsys, base, lora, "--lora", lora)
-    assert "is a model that makes pictures" in refused(capsys, "builtin:mini-sd", out, "--lora", lora)
+    assert "was made for a language model" in refused(capsys, "builtin:mini-sd", out, "--lora", lora)
     other = write_peft_folder(tmp_path / "wide", random_lora(tiny_model("llama", hidden_size=64)), base, torch.float32)
     assert "made for another base model" in refused(capsys, base, out, "--lora", other)
     whole = (base / "model.safetensors").read_bytes()

@@ -1,26 +1,25 @@
-"""`lora-scripts merge`: a base model and one or more LoRAs become one model."""
+"""`lora-scripts merge`: LoRAs become part of their base model, or several LoRAs become one."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lora_scripts.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from lora_scripts.export.language_base import LanguageBase
-    from lora_scripts.merging.language_model import WeightedLoras
+from lora_scripts.errors import ConfigError
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's options."""
-    parser.add_argument("--base-model", required=True, help="folder, hub id on this machine or builtin:NAME")
     parser.add_argument(
-        "--lora", type=Path, action="append", required=True, help="PEFT folder; may be given several times"
+        "--base-model",
+        help="add the LoRAs to this model: a .safetensors file, a folder, a hub id on this machine or builtin:NAME. "
+        "Without it the LoRAs are added up into one LoRA",
+    )
+    parser.add_argument(
+        "--lora", type=Path, action="append", required=True, help="file or PEFT folder; may be given several times"
     )
     parser.add_argument(
         "--weight",
@@ -29,49 +28,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="strength of the LoRA in the same place (default: 1); once, or as often as --lora",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for the merged model; must not hold files")
     parser.add_argument(
-        "--no-check", action="store_true", help="do not load base and result to compare them, which takes their memory"
+        "--output",
+        type=Path,
+        required=True,
+        help="a .safetensors file where the base model is one or LoRAs are added up, else a folder that holds no files",
     )
+    parser.add_argument(
+        "--method",
+        choices=["concat", "svd"],
+        help="without --base-model: concat is exact and has the sum of the ranks (default), svd cuts the sum to --rank",
+    )
+    parser.add_argument("--rank", type=int, help="rank of the sum with --method svd")
+    parser.add_argument(
+        "--save-precision",
+        choices=["fp16", "bf16", "fp32"],
+        help="without --base-model; default: as the first LoRA has it",
+    )
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not compare the result with base and LoRA after it is written"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an --output file that is there already")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Merges, writes and compares; the exit code."""
-    from lora_scripts.atomic_folder import require_free
-    from lora_scripts.export.language_base import open_base
-    from lora_scripts.export.reader import read_lora_file
-    from lora_scripts.merging.language_model import tokenizer_folder, write_merged_model
-
     strengths = _strengths(arguments.lora, arguments.weight)
-    try:
-        require_free(arguments.output)
-    except DataError as error:
-        raise ConfigError(f"--output {error}") from error
-    base = open_base(arguments.base_model)
-    shapes = base.layer_shapes()
-    files = [read_lora_file(path, shapes) for path in arguments.lora]
-    for file, strength in zip(files, strengths, strict=True):
-        print(f"{file.path}: {len(file.weights)} layers of rank {', '.join(map(str, file.ranks))}, weight {strength:g}")
-    loras = [(file.weights, strength) for file, strength in zip(files, strengths, strict=True)]
-    tokenizer = tokenizer_folder(base, arguments.lora)
-    write_merged_model(base, loras, arguments.output, tokenizer, _card(base, arguments.lora, strengths))
-    print(f"{arguments.output}: written")
-    if not arguments.no_check:
-        _check(base, loras, arguments.output)
-    return 0
+    if arguments.base_model is None:
+        from lora_scripts.merging.lora_command import merge_lora_files
 
+        return merge_lora_files(arguments, strengths)
+    without_effect = [name for name in ("method", "rank", "save_precision") if getattr(arguments, name) is not None]
+    if without_effect:
+        names = ", ".join("--" + name.replace("_", "-") for name in without_effect)
+        raise ConfigError(
+            f"{names}: has an effect without --base-model alone; the base model's numbers stay as they are."
+        )
 
-def _check(base: LanguageBase, loras: WeightedLoras, folder: Path) -> None:
-    from lora_scripts.export.prompt import probe_ids, prompt_facts, read_tokenizer
-    from lora_scripts.merging.language_model import check_merged
+    from lora_scripts.families import family_class
+    from lora_scripts.models.source import resolve_base_model
 
-    tokenizer = read_tokenizer(folder)
-    effect = check_merged(base, loras, folder, probe_ids(tokenizer, int(base.skeleton().config.vocab_size)))
-    print(
-        f"{folder}: loaded, largest logit difference from base with LoRA {effect.largest_difference:.1e} "
-        f"(the LoRA changes logits by {effect.trained_change:.1e}, root mean square)"
-    )
-    print("\n".join(prompt_facts(tokenizer, folder).lines()))
+    source = resolve_base_model(arguments.base_model)
+    if family_class(source.family).task == "text-generation":
+        from lora_scripts.merging.language_command import merge_into_language_model
+
+        return merge_into_language_model(arguments, strengths)
+    from lora_scripts.merging.picture_command import merge_into_picture_model
+
+    return merge_into_picture_model(source, arguments, strengths)
 
 
 def _strengths(loras: Sequence[Path], weights: Sequence[float]) -> list[float]:
@@ -82,10 +86,3 @@ def _strengths(loras: Sequence[Path], weights: Sequence[float]) -> list[float]:
     if any(not -10 <= weight <= 10 for weight in weights):
         raise ConfigError("--weight: must be between -10 and 10.")
     return list(weights) * len(loras) if len(weights) == 1 else list(weights) or [1.0] * len(loras)
-
-
-def _card(base: LanguageBase, loras: Sequence[Path], strengths: Sequence[float]) -> str:
-    added = "\n".join(
-        f"- {path.resolve().name}, weight {strength:g}" for path, strength in zip(loras, strengths, strict=True)
-    )
-    return f"# {base.title} with LoRA\n\n{base.title}, to whose weights lora-scripts has added:\n\n{added}\n"

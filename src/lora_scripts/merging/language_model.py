@@ -17,6 +17,7 @@ from lora_scripts.export.language_base import LanguageBase
 from lora_scripts.export.names import LANGUAGE_MODEL, split_layer
 from lora_scripts.export.peft_folder import TOKENIZER_FILES, copy_tokenizer
 from lora_scripts.merging.stream import Change, PlannedTensor, write_merged_file
+from lora_scripts.models.layout_names import Place
 from lora_scripts.models.weights_file import WeightsHeader
 
 if TYPE_CHECKING:
@@ -90,9 +91,9 @@ def check_merged(base: LanguageBase, loras: WeightedLoras, folder: Path, input_i
     model = base.load()
     layers = {f"{LANGUAGE_MODEL}.{path}": module for path, module in model.named_modules()}
     pairs = [
-        (layers[layer], replace(change.lora, alpha=change.lora.alpha * change.weight))
-        for layer, changes in _by_layer(loras).items()
-        for change in changes
+        (layers[layer], replace(lora, alpha=lora.alpha * strength))
+        for weights, strength in loras
+        for layer, lora in weights.items()
     ]
     with torch.no_grad():
         plain = model(input_ids).logits.float()
@@ -106,16 +107,12 @@ def check_merged(base: LanguageBase, loras: WeightedLoras, folder: Path, input_i
     return compare_effect(folder, plain, merged, beside, compute_dtype=dtype)
 
 
-def _by_layer(loras: WeightedLoras) -> dict[str, list[Change]]:
+def _changes_by_tensor(loras: WeightedLoras) -> dict[str, list[Change]]:
     changes: dict[str, list[Change]] = {}
     for weights, strength in loras:
         for layer, lora in weights.items():
-            changes.setdefault(layer, []).append(Change(lora, strength))
+            changes.setdefault(f"{split_layer(layer)[1]}.weight", []).append(Change.of(lora, strength))
     return changes
-
-
-def _changes_by_tensor(loras: WeightedLoras) -> dict[str, list[Change]]:
-    return {f"{split_layer(layer)[1]}.weight": changes for layer, changes in _by_layer(loras).items()}
 
 
 def _plan(
@@ -129,9 +126,9 @@ def _plan(
         plan = []
         for name in sorted(header.tensors, key=lambda name: header.tensors[name].begin):
             if not (untied and name == head):
-                plan.append(PlannedTensor(name, name, changes.get(name, ())))
+                plan.append(PlannedTensor(name, name, _of_all(changes.get(name, ()))))
             if untied and name == embedding:
-                plan.append(PlannedTensor(head, embedding, changes[head]))
+                plan.append(PlannedTensor(head, embedding, _of_all(changes[head])))
         plans.append(plan)
     missing = sorted(set(changes) - {planned.name for plan in plans for planned in plan})
     if missing:
@@ -140,6 +137,10 @@ def _plan(
             "stores its layers under other names or fused, and cannot be merged here. PEFT's merge_and_unload can."
         )
     return plans, untied
+
+
+def _of_all(changes: Sequence[Change]) -> dict[Place | None, Sequence[Change]]:
+    return {None: changes} if changes else {}
 
 
 def _tied_pair(base: LanguageBase) -> tuple[str, str]:

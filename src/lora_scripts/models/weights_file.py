@@ -96,6 +96,13 @@ class TensorInfo:
     def num_bytes(self) -> int:
         return self.end - self.begin
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, _TORCH_DTYPES[self.dtype])
+        return dtype
+
 
 @dataclass(frozen=True)
 class WeightsHeader:
