@@ -37,7 +37,13 @@ if TYPE_CHECKING:
 
 NAME, SUBJECT, COLOUR = "momo", "elephant", "purple"
 WEIGHT = 0.7
-NUM_PICTURES, BATCH, SCRATCH_STEPS, SHORT_STEPS, SAVE_STEPS = 24, 8, 400, 240, 40
+NUM_PICTURES = 24
+COMBINED_STEPS, COMBINED_BATCH = 400, 8
+"""Of the two LoRAs that are combined: as in the demo."""
+SCRATCH_STEPS, SHORT_STEPS, SAVE_STEPS, BATCH = 320, 192, 32, 4
+"""Of the runs that are compared; the one that goes on gets 60 % of the steps."""
+QUICK = 10
+"""Denoising steps where every saved step is rendered; elsewhere 20."""
 CONDITIONS: Mapping[str, tuple[float, float]] = {
     "base model": (0, 0),
     "style alone, at 1": (1, 0),
@@ -55,7 +61,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     setup = describe(options)
     keep_setup(out / "setup.json", setup)
-    combined = [combine(out / f"combined-{seed}", seed, options) for seed in options.seeds]
+    combined = [combine(out / f"combined-{seed}", seed, options) for seed in options.seeds[: options.pairs]]
     continued = {seed: go_on(out / f"continued-{seed}", seed, options) for seed in options.seeds}
     text = tables(setup, combined, continued)
     (out / "results.md").write_text(text, "utf-8")
@@ -70,7 +76,8 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--style", default="ink wash", choices=STYLES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[11, 12, 13], help="of pictures, training and prompts")
-    parser.add_argument("--prompts", type=int, default=32, help="pictures rendered and read each time")
+    parser.add_argument("--pairs", type=int, default=3, help="of LoRAs to combine, with the first so many seeds")
+    parser.add_argument("--prompts", type=int, default=20, help="pictures rendered and read per saved step")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "combine_and_continue")
     parser.add_argument("--update-docs", action="store_true", help=f"put the tables into {DOCS.relative_to(ROOT)}")
@@ -97,8 +104,8 @@ def combine(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, d
     if not kept.is_file():
         draw_pictures(folder / "style", seed, style=options.style)
         draw_pictures(folder / "character", seed + 500)
-        style = train(folder, "style", folder / "style", seed, SCRATCH_STEPS, options, trigger=options.style)
-        character = train(folder, "character", folder / "character", seed, SCRATCH_STEPS, options, trigger=NAME)
+        style = train(folder, "style", folder / "style", seed, COMBINED_STEPS, options, trigger=options.style)
+        character = train(folder, "character", folder / "character", seed, COMBINED_STEPS, options, trigger=NAME)
         kept.write_text(json.dumps(measure_combined(folder, style, character, seed, options), indent=1) + "\n", "utf-8")
     result: dict[str, dict[str, float]] = json.loads(kept.read_text("utf-8"))
     return result
@@ -151,7 +158,8 @@ def go_on(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, dic
         for name, _ in rows[1:]:
             shutil.copy(folder / "all" / name, folder / "half" / name)
         write_captions(folder / "half", rows[1:])
-        older = train(folder, "older", folder / "half", seed, SCRATCH_STEPS // 2, options, trigger=options.style)
+        few = {"batch_size": BATCH, "save_steps": SAVE_STEPS}
+        older = train(folder, "older", folder / "half", seed, SCRATCH_STEPS // 2, options, trigger=options.style, **few)
         runs: dict[str, tuple[int, dict[str, Any]]] = {
             "scratch": (SCRATCH_STEPS, {}),
             "continued": (SHORT_STEPS, {"init_lora_weights": str(older)}),
@@ -160,7 +168,7 @@ def go_on(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, dic
         curves: dict[str, dict[str, list[float]]] = {"older": {"": judged(older, seed, options)[0]}}
         for name in order:
             steps, more = runs[name]
-            train(folder, name, folder / "all", seed, steps, options, trigger=options.style, **more)
+            train(folder, name, folder / "all", seed, steps, options, trigger=options.style, **few, **more)
             curves[name] = {}
             for step in range(SAVE_STEPS, steps + 1, SAVE_STEPS):
                 file = folder / name / f"checkpoint-{step}" / f"{name}-{step}.safetensors"
@@ -181,7 +189,7 @@ def judged(file: Path, seed: int, options: argparse.Namespace) -> tuple[list[flo
 
     rng = np.random.default_rng(seed + 1_000_003)
     prompts = [f"{options.style}, {caption(random_scene(rng), rng)}" for _ in range(options.prompts)]
-    images = rendered(prompts, [(file, 1.0)], seed, options)
+    images = rendered(prompts, [(file, 1.0)], seed, options, QUICK)
     return [look[options.style] for look in load_judges().style_probabilities(images)], images
 
 
@@ -246,8 +254,8 @@ def train(
         "output_name": name,
         "output_dir": str(folder / name),
         "max_steps": steps,
-        "save_steps": SAVE_STEPS,
-        "batch_size": BATCH,
+        "save_steps": steps,
+        "batch_size": COMBINED_BATCH,
         "validation_pictures": 0,
         "keep": "last",
         "sample_every": 0,
@@ -268,7 +276,7 @@ def train(
 
 
 def rendered(
-    prompts: Sequence[str], files: Sequence[tuple[Path, float]], seed: int, options: argparse.Namespace
+    prompts: Sequence[str], files: Sequence[tuple[Path, float]], seed: int, options: argparse.Namespace, steps: int = 20
 ) -> list[Image]:
     """The prompts with these LoRAs at their weights, as `<lora:A:0.7> <lora:B:0.7>` puts them to work."""
     import torch
@@ -284,7 +292,7 @@ def rendered(
 
     torch.set_num_threads(options.threads)
     requests = [
-        SampleRequest(prompt, seed=seed * 1000 + n, guidance=GUIDANCE, width=128, height=128)
+        SampleRequest(prompt, seed=seed * 1000 + n, steps=steps, guidance=GUIDANCE, width=128, height=128)
         for n, prompt in enumerate(prompts)
     ]
     device = torch.device("cpu")
@@ -336,7 +344,7 @@ def tables(
     count = len(combined)
     lines += [
         "",
-        f"Means over {count} pairs of LoRAs (seeds), 32 prompts each: `{style}, {NAME}` in every place at every time of day.",
+        f"Means over {count} pair{'' if count == 1 else 's'} of LoRAs, 32 prompts each: `{style}, {NAME}` in every place at every time of day.",
         "",
         f"| seed | older LoRA | from scratch, step {SCRATCH_STEPS} | reached at step | continued, step {SHORT_STEPS} | reached at step | share of the steps |",
         "|---|---|---|---|---|---|---|",

@@ -114,7 +114,7 @@ class BaseLoRA(Section):
         return value
 
 
-def base_loras(value: Any) -> Any:
+def entries_of(value: Any) -> Any:
     """Entries from one path or a list of paths; anything else is returned for pydantic to refuse."""
     entries = [value] if isinstance(value, str | Path | dict) else value
     if not isinstance(entries, list):
@@ -247,7 +247,7 @@ class AdapterSettings(Section):
     """Train the text encoder too (of SDXL both): stronger binding of a trigger word, more memory, easier to overtrain."""
     init_lora_weights: UserPath | None = None
     """Go on from an older LoRA, with a fresh optimizer: any file that `lora-scripts inspect` understands, or a PEFT folder (docs/going-on.md)."""
-    base_loras: Annotated[list[BaseLoRA], BeforeValidator(base_loras)] = []
+    base_loras: Annotated[list[BaseLoRA], BeforeValidator(entries_of)] = []
     """Train on top of other LoRAs, which stay as they are: paths, or `{path: ..., weight: 0.7}`. They are folded into the base model for the run; the finished file holds what was trained alone (docs/going-on.md)."""
 
 
