@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lora_scripts.adapter_files.for_model import open_for_model
-from lora_scripts.adapters.layers import weight_shape
+from lora_scripts.adapters.layer import weight_shape
 from lora_scripts.adapters.weights import LoRATensors
 from lora_scripts.base_loras import named
 from lora_scripts.errors import ModelError

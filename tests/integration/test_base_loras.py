@@ -193,6 +193,15 @@ def test_wrong_entry_is_named_with_its_line(settings: Settings, written: list[An
         make_config(settings(base_loras=written), "my.yaml", {"base_loras": 7})
 
 
+@pytest.mark.parametrize("adapter", ["dora", "oft"])
+def test_own_form_of_what_depends_on_the_weight_is_refused(settings: Settings, adapter: str) -> None:
+    values = settings(base_loras=["a.safetensors"], adapter=adapter, export_as="own")
+    values = {key: value for key, value in values.items() if not key.startswith("lora_")}
+    with pytest.raises(ConfigError, match=r"export_as: a .* depends on the weight it was trained on.*export_as: plain"):
+        make_config(values)
+    make_config(values | {"export_as": "plain"})
+
+
 def test_lora_for_another_model_is_refused_by_its_entry(settings: Settings, loras: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     write_lora(other, random_lora(tiny_parts(context=24)), {}, torch.float32)

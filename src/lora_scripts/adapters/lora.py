@@ -145,7 +145,10 @@ class Adapter:
                 try:
                     fitted[name] = self.layers[name].fitted(tensors)
                 except ModelError as error:
-                    raise ModelError(f"init_lora_weights: {name} {error}.") from error
+                    raise ModelError(
+                        f"init_lora_weights: {name} {error}. adapter: lora, locon or dora goes on from any kind; as an entry "
+                        "of base_loras the file stays as it is."
+                    ) from error
         for name, (tensors, _) in fitted.items():
             self.layers[name].start_from(tensors)
         messages += _rank_messages(
