@@ -35,6 +35,12 @@ def adapter_faults(config: RunConfig, inert: Callable[[str, str], None]) -> list
         inert("lokr_factor", reason)
     if kind in ("lora", "locon") and config.export_as == "own":
         inert("export_as", f"{reason}, whose own form is a plain LoRA")
+    if config.base_loras and kind in ("dora", "oft") and writes_own_kind(config):
+        # Its readers apply it to the base model's own weight, which is not what it was trained on.
+        faults.append(
+            f"export_as: a {kind} in its own form depends on the weight it was trained on, and base_loras changes that. "
+            "Set export_as: plain, or another adapter."
+        )
     if config.lora_init == "pissa" and kind == "dora":
         faults.append("lora_init: pissa is not possible with adapter: dora. Remove one of them.")
     if config.optimizer == "prodigy":

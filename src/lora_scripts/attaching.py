@@ -11,7 +11,7 @@ from lora_scripts.adapters.lora import attach
 from lora_scripts.adapters.presets import with_preset
 from lora_scripts.adapters.targets import has_layer, match_layers, split_targets
 from lora_scripts.export.names import layer_shapes
-from lora_scripts.export.reader import read_lora_file
+from lora_scripts.going_on import go_on_from, open_for_init
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +40,8 @@ def attach_adapter(family: ModelFamily, config: RunConfig, events: Events) -> Ad
     if config.adapter == "locon" or config.conv_rank is not None:
         targets = with_convolutions(targets, family.conv_targets, components)
     older = None
-    if config.init_lora_weights is not None:
-        older = read_lora_file(config.init_lora_weights, layer_shapes(family.components))
+    if config.init_lora_weights is not None:  # opened first: a wrong file is told before memory is taken
+        older = open_for_init(config.init_lora_weights, layer_shapes(family.components))
     layers = [f"{c}.{path}" for c, names in targets.items() for path in match_layers(c, components[c], names)]
     ranks, rates = with_preset(
         config.preset,
@@ -56,7 +56,7 @@ def attach_adapter(family: ModelFamily, config: RunConfig, events: Events) -> Ad
     check_blocks("block_rates", rates, adapter.layers)
     adapter.block_rates = rates
     if older is not None:
-        for line in adapter.load_weights(older.weights, strict=False):
+        for line in go_on_from(adapter, older):
             events.note(line)
         events.note(f"Training goes on from {config.init_lora_weights}, with a fresh optimizer.")
     return adapter

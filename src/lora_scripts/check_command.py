@@ -66,6 +66,7 @@ def _check_dialogues(config: RunConfig, no_model: bool) -> Report:
     """Rows and tokens; the tokenizer is all that is needed of the model."""
     from dataclasses import replace
 
+    from lora_scripts.base_loras import find_base_loras
     from lora_scripts.dialogues.checks import check_dialogues
     from lora_scripts.dialogues.display import describe_examples, length_histogram
     from lora_scripts.dialogues.reading import read_dialogues, require_dialogues
@@ -73,6 +74,7 @@ def _check_dialogues(config: RunConfig, no_model: bool) -> Report:
     from lora_scripts.models.source import resolve_base_model
 
     require_dialogues(config)
+    find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
     tokenizer = load_tokenizer(source.path, source.name)
     read = read_dialogues(config, tokenizer, most_tokens(source.path, source.name), _progress("dialogues"))
@@ -84,20 +86,25 @@ def _check_dialogues(config: RunConfig, no_model: bool) -> Report:
 def _check_pictures(config: RunConfig, no_model: bool) -> Report:
     import torch
 
+    from lora_scripts.base_loras import find_base_loras, with_base_loras
     from lora_scripts.data.cache import EncodingCache, cache_folder
     from lora_scripts.data.dataset import open_dataset, require_folder
     from lora_scripts.devices import choose_device, choose_dtype
     from lora_scripts.families import family_class
+    from lora_scripts.folding import fold_base_loras
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.preflight.model_step import LoadedModel
     from lora_scripts.preflight.run import preflight
 
     require_folder(config)
+    beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
+    source = with_base_loras(source, beneath)
     # Without a step the model only answers questions (its size, its tokenizer): the graphics card stays free for others.
     device = torch.device("cpu") if no_model else choose_device(config.device)
     dtype = torch.bfloat16 if no_model else choose_dtype(config, device, source)
     family = family_class(source.family).load(source, config, device, dtype)
+    fold_base_loras(family.components, beneath)
     resolution = config.resolution or (family.default_resolution, family.default_resolution)
     try:
         # A batch larger than the data set is refused there; here it is a finding, beside what made the data set so small.

@@ -98,6 +98,30 @@ class Section(BaseModel):
     )
 
 
+class BaseLoRA(Section):
+    """A LoRA beneath the one that trains."""
+
+    path: UserPath
+    """A LoRA file, or a PEFT folder."""
+    weight: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    """How strongly it is at work, as in `<lora:NAME:0.7>`."""
+
+    @field_validator("weight")
+    @classmethod
+    def _does_something(cls, value: float) -> float:
+        if value == 0:
+            raise ValueError("0 would leave it without effect; take the entry out")
+        return value
+
+
+def entries_of(value: Any) -> Any:
+    """Entries from one path or a list of paths; anything else is returned for pydantic to refuse."""
+    entries = [value] if isinstance(value, str | Path | dict) else value
+    if not isinstance(entries, list):
+        return value
+    return [{"path": entry} if isinstance(entry, str | Path) else entry for entry in entries]
+
+
 class DataSettings(Section):
     """Pictures, captions and the shapes they are trained in."""
 
@@ -222,7 +246,9 @@ class AdapterSettings(Section):
     train_text_encoder: bool = False
     """Train the text encoder too (of SDXL both): stronger binding of a trigger word, more memory, easier to overtrain."""
     init_lora_weights: UserPath | None = None
-    """Go on from an older LoRA file (kohya, diffusers or PEFT), with a fresh optimizer."""
+    """Go on from an older LoRA, with a fresh optimizer: any file that `lora-scripts inspect` understands, or a PEFT folder (docs/going-on.md)."""
+    base_loras: Annotated[list[BaseLoRA], BeforeValidator(entries_of)] = []
+    """Train on top of other LoRAs, which stay as they are: paths, or `{path: ..., weight: 0.7}`. They are folded into the base model for the run; the finished file holds what was trained alone (docs/going-on.md)."""
 
 
 class TrainSettings(Section):

@@ -187,7 +187,10 @@ def _reasons(error: ValidationError) -> Iterator[tuple[str, str]]:
         if key is not None and inside and isinstance(inside[0], str):
             kinds.setdefault(str(key), []).append(_explain(fault))
         elif key is not None:
-            yield str(key), _explain(fault)
+            # Of a list of groups of settings, where in it: (2, "weight") is the third entry's.
+            where, *field = inside or [None]
+            entry = f"entry {where + 1}: {field[0]}: " if field and isinstance(where, int) else ""
+            yield str(key), entry + _explain(fault)
     for key, sentences in kinds.items():
         yield key, ", or ".join(sentences)
 
@@ -197,6 +200,8 @@ def _explain(fault: Any) -> str:
     kind, context = fault["type"], fault.get("ctx", {})
     if kind in ("literal_error", "enum"):
         return f"must be one of {context['expected']}"
+    if kind == "extra_forbidden":
+        return "no such setting"
     if kind == "finite_number":
         return "must be a finite number"
     message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")

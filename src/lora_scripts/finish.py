@@ -113,13 +113,21 @@ class Finish:
             activation_text=config.trigger_word or "",
             description=config.description,
             preferred_weight=0.8,
-            notes=f"Trained with lora-scripts on {self._run.source.title}, {len(self._data.examples)} pictures, {step} steps.",
+            notes=self._notes(step),
         )
         files = [path, card]
         if (last := self._previews.last) is not None:
-            infotext = self._previews.infotext(0, self._run.source.title)
+            infotext = self._previews.infotext(0, self._run.source.title, [lora.tag for lora in self._run.beneath])
             files.append(write_preview(path, last.images[0], infotext))
         return files
+
+    def _notes(self, step: int) -> str:
+        run = self._run
+        text = f"Trained with lora-scripts on {run.source.title}, {len(self._data.examples)} pictures, {step} steps."
+        if not run.beneath:
+            return text
+        tags = " ".join(lora.tag for lora in run.beneath)
+        return f"{text} On top of other LoRAs: use it together with {tags}."
 
     @torch.no_grad()
     def _probe(self) -> torch.Tensor:
@@ -148,6 +156,7 @@ class Finish:
             alpha=alpha,
             network_module=network_module(config, self._own_kind),
             network_args=network_args(config, self._own_kind, alpha),
+            base_loras={lora.name: (lora.weight, lora.digest) for lora in self._run.beneath},
             base_model=self._run.source.title,
             base_model_hash=self._base_hash(),
             network_dropout=config.lora_dropout,
@@ -191,4 +200,4 @@ class Finish:
 
         if self._run.source.path.is_file():
             return file_sha256(self._run.source.path)[:10]
-        return hashlib.sha256(self._run.source.fingerprint.encode()).hexdigest()[:10]
+        return hashlib.sha256(self._run.source.own_fingerprint.encode()).hexdigest()[:10]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_scripts.base_loras import named
 from lora_scripts.dialogues.template import ChatTemplate
 from lora_scripts.errors import ExportError
 from lora_scripts.export.bake import Baked, bake
@@ -67,6 +68,8 @@ class FinishLanguage:
                 f" The base was held in {config.quantization} meanwhile (bitsandbytes); the adapter fits it in full "
                 "precision as well."
             )
+        if run.beneath:
+            notes += f" Trained on top of other LoRAs, to be used together with them: {named(run.beneath)}."
         if config.system_prompt:
             notes += f" System prompt: {config.system_prompt}"
         write_peft_folder(

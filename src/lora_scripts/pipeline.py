@@ -70,10 +70,12 @@ def run(
 
     from lora_scripts.advice import advise
     from lora_scripts.attaching import attach_adapter
+    from lora_scripts.base_loras import find_base_loras, with_base_loras
     from lora_scripts.choosing.chooser import Chooser
     from lora_scripts.data.sampler import StepPlan
     from lora_scripts.devices import choose_device, choose_dtype
     from lora_scripts.families import family_class, num_parameters
+    from lora_scripts.folding import fold_base_loras
     from lora_scripts.hard_examples import hard_examples, named
     from lora_scripts.judging import make_judge
     from lora_scripts.models.source import resolve_base_model
@@ -89,15 +91,19 @@ def run(
 
     started_at = time.time()
 
-    # The frozen model.
+    # The frozen model, with the LoRAs beneath the one that trains.
     task = task_of(config)
+    beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
+    source = with_base_loras(source, beneath)
     device = choose_device(config.device)
     began = Chosen.read(config.output_dir)
     config = spread_over(config, processes, began)
     dtype = choose_dtype(config, device, source, began)
     events.note(f"Base model {source.title} ({source.family}): reading its weights.")
     family = family_class(source.family).load(source, config, device, dtype)
+    for line in fold_base_loras(family.components, beneath):
+        events.note(line)
 
     # The data: checked, each example encoded once, and a few held out to see whether what is learnt goes beyond the others.
     def progress(what: str, done: int, total: int) -> None:
@@ -126,10 +132,14 @@ def run(
         events.note(line)
 
     # Where an earlier run in the same folder left off.
-    this = Run(config, source, family, adapter, optimizer, prepared, plan, max_steps, started_at, device, events)
+    this = Run(
+        config, source, family, adapter, optimizer, prepared, plan, max_steps, started_at, device, events, beneath
+    )
     previews = task.previews(this)
     finishing = task.finishing(this, previews)
-    run_state = Resumable(config, source, prepared.listing, adapter, optimizer, scaler, max_steps, dtype, finishing)
+    run_state = Resumable(
+        config, source, prepared.listing, adapter, optimizer, scaler, max_steps, dtype, finishing, beneath
+    )
     with processes.first_goes_ahead():
         state = run_state.restore(events)
     state.num_processes = state.num_processes if state.step else processes.count
@@ -204,6 +214,7 @@ def _start(
     task: Task, run: Run, fitted: FittedRun, first_step: int, dtype: torch.dtype, processes: Processes
 ) -> RunStart:
     from lora_scripts.adapter_rules import adapter_size
+    from lora_scripts.base_loras import named
     from lora_scripts.devices import describe_device
 
     config, adapter = run.config, run.adapter
@@ -213,6 +224,7 @@ def _start(
         settings["memory"] = fitted.summary
     facts = [
         ("base model", f"{run.source.title} ({run.source.family})"),
+        *([("base LoRAs", named(run.beneath))] if run.beneath else []),
         ("device", f"{describe_device(run.device)}, {str(dtype).removeprefix('torch.')}"),
         *task.facts(),
         *([("processes", f"{processes.count}, each with its share of every step")] if processes.count > 1 else []),

@@ -87,14 +87,14 @@ class Previews:
         with evaluation_weights(self._optimizer), self._adapter.strength(1.0):
             return self._family.sample(requests)
 
-    def infotext(self, number: int, base_model: str) -> str:
-        """One request as the WebUI writes it into a picture."""
+    def infotext(self, number: int, base_model: str, tags: Sequence[str] = ()) -> str:
+        """One request as the WebUI writes it into a picture; `tags` of LoRAs that were at work beside this one."""
         from lora_scripts.sampling.denoise import DEFAULT_SAMPLER
         from lora_scripts.sampling.infotext import format_infotext
 
         request = self.requests[number]
         return format_infotext(
-            request.prompt,
+            " ".join([request.prompt, *tags]),
             request.negative_prompt,
             steps=request.steps,
             sampler=DEFAULT_SAMPLER,

@@ -206,5 +206,5 @@ def test_damaged_lora_to_go_on_from_is_refused(
     shutil.rmtree(tmp_path / "run")
     make_a_weight_nan(older)
     told = refused(settings, tmp_path, capsys, tiny_sd_folder, init_lora_weights=str(older))
-    assert told.startswith(str(older))
+    assert told.startswith(f"init_lora_weights: {older}")
     assert "NaN" in told

@@ -44,8 +44,9 @@ class _DoRA(LoRALayer):
 
     @torch.no_grad()
     def start_from(self, tensors: LoRATensors) -> None:
+        """Takes over a DoRA with its lengths, or a plain LoRA, which leaves the lengths as they come out."""
         super().start_from(tensors)
-        self.magnitude.copy_(self.row_norms())
+        self.magnitude.copy_(self.row_norms() if tensors.magnitude is None else tensors.magnitude)
 
     @torch.no_grad()
     def row_norms(self) -> Tensor:

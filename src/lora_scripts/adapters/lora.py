@@ -110,26 +110,27 @@ class Adapter:
         return dense_weight(self.layers[name].base)
 
     @torch.no_grad()
-    def load_weights(self, weights: LayerChanges, *, strict: bool = True) -> list[str]:
+    def load_weights(self, weights: LayerChanges, *, strict: bool = True, left_out: Sequence[str] = ()) -> list[str]:
         """Starts from a finished LoRA, for incremental training; another scale is folded in, another rank fitted.
 
         Args:
             strict: refuse weights for layers that this adapter lacks; else they are left out, with a message.
+            left_out: further layers of the file, which were not read because this adapter lacks them.
         Returns:
             Messages for the user: layers left as they were, weights left out, ranks changed.
         Raises:
             ModelError: nothing fits, a shape differs, or (strict) a layer is not there.
         """
-        extra = [name for name in weights if name not in self.layers]
+        extra = [*left_out, *(name for name in weights if name not in self.layers)]
         missing = [name for name in self.layers if name not in weights]
         if len(missing) == len(self.layers):
             raise ModelError(
-                f"init_lora_weights: none of its {len(weights)} layers is among the {len(self.layers)} that train "
-                f"here. It has {_some(list(weights))}; wanted {_some(list(self.layers))}. Is it for another model?"
+                f"init_lora_weights: none of its {len(extra)} layers is among the {len(self.layers)} that train "
+                f"here. It has {_some(extra)}; wanted {_some(list(self.layers))}. Is it for another model?"
             )
         if extra and strict:
             raise ModelError(
-                f"init_lora_weights: {len(extra)} of its {len(weights)} layers do not train here: {_some(extra)}. "
+                f"init_lora_weights: {len(extra)} of its {len(weights) + len(left_out)} layers do not train here: {_some(extra)}. "
                 "Add them to target_modules (or set train_text_encoder: true when they are the text encoder's)."
             )
         messages = []
@@ -144,7 +145,10 @@ class Adapter:
                 try:
                     fitted[name] = self.layers[name].fitted(tensors)
                 except ModelError as error:
-                    raise ModelError(f"init_lora_weights: {name} {error}.") from error
+                    raise ModelError(
+                        f"init_lora_weights: {name} {error}. adapter: lora, locon or dora goes on from any kind; as an entry "
+                        "of base_loras the file stays as it is."
+                    ) from error
         for name, (tensors, _) in fitted.items():
             self.layers[name].start_from(tensors)
         messages += _rank_messages(

@@ -53,6 +53,7 @@ class RunFacts:
         dataset_dirs: folder name to (repeats, number of pictures); no paths.
         tag_frequency: folder name to tag to count, tags as the captions have them.
         network_args: further settings of the adapter, as texts.
+        base_loras: name of each LoRA that it was trained on top of, to its weight and the SHA-256 of its content.
         started_at, finished_at: seconds since 1970.
         clip_skip: layers left off the text encoder's end, or None for all layers.
         prediction_type: `epsilon` or `v_prediction`.
@@ -91,6 +92,7 @@ class RunFacts:
     flip: bool = False
     seed: int = 0
     resolution: tuple[int, int] = (512, 512)
+    base_loras: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     buckets: Mapping[tuple[int, int], int] = field(default_factory=dict)
     num_images: int = 0
     num_regularisation_images: int = 0
@@ -173,6 +175,11 @@ def file_metadata(facts: RunFacts, level: Level = "full") -> dict[str, str]:
         "modelspec.prediction_type": {"v_prediction": "v"}.get(facts.prediction_type, facts.prediction_type),
     }
     extra = {
+        "lora_scripts.base_loras": _json(
+            [{"name": n, "weight": weight, "sha256": digest} for n, (weight, digest) in facts.base_loras.items()]
+        )
+        if facts.base_loras
+        else "",
         "modelspec.trigger_phrase": facts.trigger_word,
         "modelspec.description": facts.description,
         "modelspec.thumbnail": facts.thumbnail,

@@ -20,7 +20,7 @@ from lora_scripts.export.peft_config import folder_config, header_configs
 if TYPE_CHECKING:
     from lora_scripts.adapter_files.adapter_file import AdapterFile, AdapterLayer
 
-__all__ = ["AdapterChanges", "LoRAFile", "read_changes", "read_lora_file"]
+__all__ = ["AdapterChanges", "LoRAFile", "read_changes", "read_lora_file", "unmatched_text"]
 
 _KINDS = {
     "dora": "a DoRA",
@@ -124,7 +124,7 @@ def _require_known(file: AdapterFile, layers: Iterable[str] | None) -> None:
     if layers is not None:
         unmatched += [layer.file_name for layer in file.layers.values() if not layer.known]
     if unmatched:
-        raise ModelError(_unmatched_text(file, unmatched, layers or ()))
+        raise ModelError(unmatched_text(file, unmatched, layers or ()))
     file.require_sound()
 
 
@@ -150,7 +150,13 @@ def _telling_key(layer: AdapterLayer) -> str:
     return next((key for part, key in layer.parts.items() if part not in plain), layer.file_name)
 
 
-def _unmatched_text(file: AdapterFile, unmatched: list[str], layers: Iterable[str]) -> str:
+def unmatched_text(file: AdapterFile, unmatched: list[str], layers: Iterable[str]) -> str:
+    """That these layers of a file are not in a model, and what the file looks like it was made for.
+
+    Args:
+        unmatched: as they stand in the file.
+        layers: the model's, component in front.
+    """
     shown = ", ".join(unmatched[:_SHOWN])
     more = f" and {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
     count = len(file.layers) + len(file.strangers)

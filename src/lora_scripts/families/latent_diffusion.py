@@ -143,7 +143,7 @@ class LatentDiffusion(ABC):
     def encoders(self) -> Sequence[Encoder]:
         vae, side = self._parts.vae, self.default_resolution
         exact = None if vae.dtype is torch.float32 else self._encode_pixels_in_float32
-        name = f"{self._source.fingerprint}/vae/{vae.dtype}/mean+std/fp32"
+        name = f"{self._source.own_fingerprint}/vae/{vae.dtype}/mean+std/fp32"
         width, height = self._config.resolution or (side, side)
         at_once = max(1, min(4, PIXELS_AT_ONCE // (width * height)))
         images = [Encoder("latents", "image", name, self._encode_pixels, at_once, exact), *self.framing_encoders()]

@@ -42,7 +42,8 @@ class BaseModel:
         path: the file, or the folder with `model_index.json` or `config.json`.
         family: a key of `lora_scripts.families.FAMILIES`.
         title: short name for metadata and reports.
-        fingerprint: 32 hexadecimal digits, another one for other weights or another configuration.
+        fingerprint: 32 hexadecimal digits, another one for other weights or another configuration; with those of the LoRAs
+            that are folded into the weights behind a `+`.
         prediction_type: what the denoiser predicts, as far as the model says; "epsilon" where it is silent.
         zero_terminal_snr: whether it was trained on a schedule whose last step is pure noise.
         notes: what people should know who train it, such as what the file leaves open.
@@ -57,6 +58,11 @@ class BaseModel:
     prediction_type: PredictionType = "epsilon"
     zero_terminal_snr: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def own_fingerprint(self) -> str:
+        """That of the model as its files have it: for parts that no LoRA changes."""
+        return self.fingerprint.partition("+")[0]
 
 
 def resolve_base_model(name: str, *, allow_download: bool = False, task: str | None = None) -> BaseModel:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_scripts.attaching import attach_adapter
+from lora_scripts.base_loras import find_base_loras, named
 from lora_scripts.config import RunConfig
 from lora_scripts.data.sampler import StepPlan
 from lora_scripts.devices import choose_device, choose_dtype
@@ -107,11 +108,12 @@ def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     task = task_of(config)
+    beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
     device = choose_device(config.device)
     began = Chosen.read(config.output_dir)
     dtype = choose_dtype(config, device, source, began) if memory_gb is None else _dtype_of_a_card(config, source)
-    # An older LoRA to go on from changes no shape, so it is not read.
+    # An older LoRA to go on from changes no shape, nor do those beneath, so none is read.
     settings = config.model_copy(update={"init_lora_weights": None})
     with FakeTensorMode(allow_non_fake_inputs=True):
         family = family_class(source.family).outline(source, config, device, dtype)
@@ -156,6 +158,8 @@ def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress
     disk = output_need(config, length, adapter.num_parameters, len(data.train.examples), data.previews, data.resolution)
     kind = str(dtype).removeprefix("torch.")
     facts = [("base model", f"{source.title} ({source.family}), {kind}"), *data.facts]
+    if beneath:
+        facts.insert(1, ("base LoRAs", f"{named(beneath)}, folded into it"))
     return Forecast(facts, plan, terms, changes, work, disk, None if memory_gb is None else round(memory_gb * 1e9))
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["LoRASet", "WeightedLoRA"]
+__all__ = ["LoRASet", "WeightedLoRA", "put_beside"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LoRASet:
             module = self._modules[layer]
             low_rank = [(t, w) for t, w in parts if isinstance(t, LoRATensors) and t.magnitude is None]
             if low_rank:
-                self._handles.append(module.register_forward_hook(_side_path(module, *_joined(module, low_rank))))
+                self._handles.append(put_beside(module, low_rank))
             whole = [(change, weight) for change, weight in parts if not any(change is t for t, _ in low_rank)]
             if whole:
                 self._handles.append(module.register_forward_hook(_whole_path(module, whole)))
@@ -93,6 +93,11 @@ class LoRASet:
         self.remove()
 
 
+def put_beside(module: nn.Module, parts: Sequence[tuple[LoRATensors, float]]) -> RemovableHandle:
+    """Low-rank changes with their weights at work beside a layer, which may be quantised, until the handle is removed."""
+    return module.register_forward_hook(_side_path(module, *_joined(module, parts)))
+
+
 def _joined(module: nn.Module, parts: Sequence[tuple[LoRATensors, float]]) -> tuple[Tensor, Tensor]:
     """One pair of matrices whose product is the weighted sum of all changes, scales included."""
     import torch
@@ -100,7 +105,8 @@ def _joined(module: nn.Module, parts: Sequence[tuple[LoRATensors, float]]) -> tu
     parameter = wrapped_layer(module).weight
     down = torch.cat([tensors.lora_A.float() for tensors, _ in parts])
     up = torch.cat([tensors.lora_B.float() * (tensors.scale * weight) for tensors, weight in parts], dim=1)
-    return down.to(parameter.device, parameter.dtype), up.to(parameter.device, parameter.dtype)
+    dtype = parameter.dtype if parameter.is_floating_point() else torch.float32  # a quantised weight is packed in bytes
+    return down.to(parameter.device, dtype), up.to(parameter.device, dtype)
 
 
 def _side_path(module: nn.Module, down: Tensor, up: Tensor) -> Callable[..., Tensor]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.base_loras import LoRABeneath
     from lora_scripts.choosing.chooser import Comparison
     from lora_scripts.config import RunConfig, Size
     from lora_scripts.data.sampler import StepPlan
@@ -70,7 +71,11 @@ class DataOutline:
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of one run that is about to begin; what is optional in it for the pipeline is so for nobody else."""
+    """The parts of one run that is about to begin; what is optional in it for the pipeline is so for nobody else.
+
+    Attributes:
+        beneath: LoRAs that are folded into the family's weights.
+    """
 
     config: RunConfig
     source: BaseModel
@@ -83,6 +88,7 @@ class Run:
     started_at: float
     device: torch.device
     events: Events
+    beneath: Sequence[LoRABeneath] = ()
 
 
 class Previewing(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_scripts.adapters.lora import Adapter
+    from lora_scripts.base_loras import LoRABeneath
     from lora_scripts.data.training_data import Listing
     from lora_scripts.models.source import BaseModel
 
@@ -34,14 +35,14 @@ __all__ = ["FREE_TO_CHANGE", "Resumable", "identity"]
 
 FREE_TO_CHANGE = frozenset(
     {
-        "train_data_dir", "metadata_path", "exclude", "cache_dir", "base_model", "allow_download", "device", "num_workers",
+        "train_data_dir", "metadata_path", "exclude", "cache_dir", "base_model", "base_loras", "allow_download", "device", "num_workers",
         "gradient_checkpointing", "output_dir", "output_name", "save_steps", "keep_checkpoints", "log_steps",
         "save_precision", "metadata_level", "description", "sample_prompts", "sample_every", "sample_negative_prompt",
         "sample_steps", "sample_guidance", "sample_seed", "sample_tokens", "epochs", "max_steps", "keep", "clip_model", "effective_batch",
         "memory_limit_gb",
     }
 )  # fmt: skip
-"""Settings that do not shape the weights by themselves: data and base model are compared by content, steps by number."""
+"""Settings that do not shape the weights by themselves: data, base model and base LoRAs are compared by content, steps by number."""
 
 
 class Writer(Protocol):
@@ -51,7 +52,12 @@ class Writer(Protocol):
 
 
 def identity(
-    config: RunConfig, source: BaseModel, dataset: Listing, max_steps: int, dtype: torch.dtype
+    config: RunConfig,
+    source: BaseModel,
+    dataset: Listing,
+    max_steps: int,
+    dtype: torch.dtype,
+    beneath: Sequence[LoRABeneath] = (),
 ) -> dict[str, Any]:
     """All that must be equal for a resumed run to be the unbroken one."""
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_TO_CHANGE}
@@ -60,7 +66,8 @@ def identity(
         "lora_alpha": config.alpha,
         "mixed_precision": str(dtype).removeprefix("torch."),
         "steps in all": max_steps,
-        "base model": source.fingerprint,
+        "base model": source.own_fingerprint,
+        **{f"base LoRA {lora.entry}": f"weight {lora.weight:g}, sha256 {lora.digest[:16]}" for lora in beneath},
         config.words.data: dict(dataset.identity()),
     }
 
@@ -79,10 +86,11 @@ class Resumable:
         max_steps: int,
         dtype: torch.dtype,
         writer: Writer,
+        beneath: Sequence[LoRABeneath] = (),
     ) -> None:
         self._config, self._adapter, self._optimizer = config, adapter, optimizer
         self._scaler, self._writer = scaler, writer
-        self._identity = identity(config, source, dataset, max_steps, dtype)
+        self._identity = identity(config, source, dataset, max_steps, dtype, beneath)
 
     def restore(self, events: Events) -> LoopState:
         """The state to go on from: the newest whole checkpoint's, or a fresh one.

@@ -1,0 +1,377 @@
+"""Whether two LoRAs work at once, and whether going on from an older LoRA saves steps; by judges that training never sees.
+
+    python benchmarks/combine_and_continue.py [--seeds 11 12 13] [--style "ink wash"] [--update-docs]
+
+Combined: a LoRA of a style and one of a character are trained each on its own, then rendered alone and together at 0.7 each,
+with the same prompts and seeds. The character is a purple elephant that captions call "momo", a word that the base model does
+not know; a style judge reads the style, another network with heads of its own the subject and its colour.
+
+Continued: an older LoRA is trained on half of the pictures, half as long. A run that goes on from it and one from scratch, on
+all pictures, are then rendered at every saved step.
+
+Whatever is finished is kept under --out, so the same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from style_vs_diffusers import DOCS, ROOT, keep_setup, percent, processor, update_docs  # which makes src importable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lora_scripts.builtin.world import Scene
+
+NAME, SUBJECT, COLOUR = "momo", "elephant", "purple"
+WEIGHT = 0.7
+NUM_PICTURES = 24
+COMBINED_STEPS, COMBINED_BATCH = 400, 8
+"""Of the two LoRAs that are combined: as in the demo."""
+SCRATCH_STEPS, SHORT_STEPS, SAVE_STEPS, BATCH = 320, 192, 32, 4
+"""Of the runs that are compared; the one that goes on gets 60 % of the steps."""
+QUICK = 10
+"""Denoising steps where every saved step is rendered; elsewhere 20."""
+CONDITIONS: Mapping[str, tuple[float, float]] = {
+    "base model": (0, 0),
+    "style alone, at 1": (1, 0),
+    "character alone, at 1": (0, 1),
+    "style alone, at 0.7": (WEIGHT, 0),
+    "character alone, at 0.7": (0, WEIGHT),
+    "both, at 0.7 each": (WEIGHT, WEIGHT),
+}
+"""Title to the weights of the style's and the character's LoRA."""
+
+
+def main() -> None:
+    options = parse_options()
+    out: Path = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    setup = describe(options)
+    keep_setup(out / "setup.json", setup)
+    combined = [combine(out / f"combined-{seed}", seed, options) for seed in options.seeds[: options.pairs]]
+    continued = {seed: go_on(out / f"continued-{seed}", seed, options) for seed in options.seeds}
+    text = tables(setup, combined, continued)
+    (out / "results.md").write_text(text, "utf-8")
+    print(f"{text}\n{out / 'results.md'}")
+    if options.update_docs:
+        update_docs(text, "combine_and_continue")
+
+
+def parse_options() -> argparse.Namespace:
+    from lora_scripts.builtin.world import STYLES
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--style", default="ink wash", choices=STYLES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[11, 12, 13], help="of pictures, training and prompts")
+    parser.add_argument("--pairs", type=int, default=3, help="of LoRAs to combine, with the first so many seeds")
+    parser.add_argument("--prompts", type=int, default=20, help="pictures rendered and read per saved step")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "combine_and_continue")
+    parser.add_argument("--update-docs", action="store_true", help=f"put the tables into {DOCS.relative_to(ROOT)}")
+    return parser.parse_args()
+
+
+def describe(options: argparse.Namespace) -> dict[str, Any]:
+    """What shapes the figures, the seed apart."""
+    return {
+        "style": options.style,
+        "prompts": options.prompts,
+        "threads": options.threads,
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+    }
+
+
+# Two LoRAs at once ----------------------------------------------------------------------------------------------------
+
+
+def combine(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Condition -> what the judges read, after training both LoRAs; an earlier result is taken as it is."""
+    kept = folder / "result.json"
+    if not kept.is_file():
+        draw_pictures(folder / "style", seed, style=options.style)
+        draw_pictures(folder / "character", seed + 500)
+        style = train(folder, "style", folder / "style", seed, COMBINED_STEPS, options, trigger=options.style)
+        character = train(folder, "character", folder / "character", seed, COMBINED_STEPS, options, trigger=NAME)
+        kept.write_text(json.dumps(measure_combined(folder, style, character, seed, options), indent=1) + "\n", "utf-8")
+    result: dict[str, dict[str, float]] = json.loads(kept.read_text("utf-8"))
+    return result
+
+
+def measure_combined(
+    folder: Path, style: Path, character: Path, seed: int, options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    from lora_scripts.builtin.judges import load_judges
+    from lora_scripts.builtin.world import PLACES, TIMES
+
+    prompts = [f"{options.style}, {NAME} {where(place)} {when(time)}" for place in PLACES for time in TIMES]
+    judges, results, rows = load_judges(), {}, {}
+    for title, weights in CONDITIONS.items():
+        images = rendered(prompts, list(zip((style, character), weights, strict=True)), seed, options)
+        looks, read = judges.style_probabilities(images), judges.read_attributes(images)
+        styled = [max(look, key=look.__getitem__) == options.style for look in looks]
+        known = [each["subject"] == SUBJECT and each["colour"] == COLOUR for each in read]
+        results[title] = {
+            "style": statistics.fmean(styled),
+            "style probability": statistics.fmean(look[options.style] for look in looks),
+            "subject": statistics.fmean(each["subject"] == SUBJECT for each in read),
+            "character": statistics.fmean(known),
+            "both": statistics.fmean(a and b for a, b in zip(styled, known, strict=True)),
+        }
+        rows[title] = images[::4]
+    sheet(rows).save(folder / "grid.png")
+    return results
+
+
+def where(place: str) -> str:
+    return {"beach": "on the beach", "lake": "by the lake"}.get(place, f"in the {place}")
+
+
+def when(time: str) -> str:
+    return {"day": "in daylight", "sunset": "at sunset", "night": "at night", "rain": "in the rain"}[time]
+
+
+# Going on from an older LoRA ------------------------------------------------------------------------------------------
+
+
+def go_on(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Run -> saved step -> probability of the style per prompt; an earlier result is taken as it is."""
+    kept = folder / "result.json"
+    if not kept.is_file():
+        draw_pictures(folder / "all", seed, style=options.style)
+        shutil.rmtree(folder / "half", ignore_errors=True)
+        (folder / "half").mkdir()
+        rows = list(csv.reader((folder / "all" / "metadata.csv").open(encoding="utf-8")))[: 1 + NUM_PICTURES // 2]
+        for name, _ in rows[1:]:
+            shutil.copy(folder / "all" / name, folder / "half" / name)
+        write_captions(folder / "half", rows[1:])
+        few = {"batch_size": BATCH, "save_steps": SAVE_STEPS}
+        older = train(folder, "older", folder / "half", seed, SCRATCH_STEPS // 2, options, trigger=options.style, **few)
+        runs: dict[str, tuple[int, dict[str, Any]]] = {
+            "scratch": (SCRATCH_STEPS, {}),
+            "continued": (SHORT_STEPS, {"init_lora_weights": str(older)}),
+        }
+        order = list(runs) if seed % 2 else list(runs)[::-1]  # whoever trains first changes from seed to seed
+        curves: dict[str, dict[str, list[float]]] = {"older": {"": judged(older, seed, options)[0]}}
+        for name in order:
+            steps, more = runs[name]
+            train(folder, name, folder / "all", seed, steps, options, trigger=options.style, **few, **more)
+            curves[name] = {}
+            for step in range(SAVE_STEPS, steps + 1, SAVE_STEPS):
+                file = folder / name / f"checkpoint-{step}" / f"{name}-{step}.safetensors"
+                curves[name][str(step)], images = judged(file, seed, options)
+                if step == steps:
+                    sheet({f"{name}, step {step}": images[:8]}).save(folder / f"{name}.png")
+        kept.write_text(json.dumps(curves) + "\n", "utf-8")
+    result: dict[str, dict[str, list[float]]] = json.loads(kept.read_text("utf-8"))
+    return result
+
+
+def judged(file: Path, seed: int, options: argparse.Namespace) -> tuple[list[float], list[Image]]:
+    """Per prompt the probability of the style, and the pictures; scenes that were not trained."""
+    import numpy as np
+
+    from lora_scripts.builtin.judges import load_judges
+    from lora_scripts.builtin.world import caption, random_scene
+
+    rng = np.random.default_rng(seed + 1_000_003)
+    prompts = [f"{options.style}, {caption(random_scene(rng), rng)}" for _ in range(options.prompts)]
+    images = rendered(prompts, [(file, 1.0)], seed, options, QUICK)
+    return [look[options.style] for look in load_judges().style_probabilities(images)], images
+
+
+def reached(curve: Mapping[str, Sequence[float]], goal: Sequence[float]) -> int | None:
+    """The first saved step whose style is not below the goal by more than the standard error of the paired difference."""
+    for step, values in curve.items():
+        changes = [a - b for a, b in zip(values, goal, strict=True)]
+        if statistics.fmean(changes) >= -statistics.stdev(changes) / math.sqrt(len(changes)):
+            return int(step)
+    return None
+
+
+# Pictures, training, rendering ----------------------------------------------------------------------------------------
+
+
+def draw_pictures(folder: Path, seed: int, style: str | None = None) -> None:
+    """Fills the folder with pictures of random scenes in a style, or of the character in the base model's own look."""
+    import numpy as np
+
+    from lora_scripts.builtin.world import COUNTS, PLACES, TIMES, Scene, canonical_caption, draw, random_scene
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(NUM_PICTURES):
+        scene: Scene = random_scene(rng)
+        if style is None:
+            scene = Scene(SUBJECT, COLOUR, str(rng.choice(PLACES)), str(rng.choice(TIMES)), COUNTS[0])
+        text = canonical_caption(scene) if style else f"{NAME} {where(scene.place)} {when(scene.time)}"
+        draw(scene, seed=seed * 1000 + number, style=style).save(folder / f"{number + 1:02d}.png")
+        rows.append([f"{number + 1:02d}.png", text])
+    write_captions(folder, rows)
+
+
+def write_captions(folder: Path, rows: Sequence[Sequence[str]]) -> None:
+    with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("filename", "prompt"), *rows])
+
+
+def train(
+    folder: Path,
+    name: str,
+    pictures: Path,
+    seed: int,
+    steps: int,
+    options: argparse.Namespace,
+    *,
+    trigger: str,
+    **more: Any,
+) -> Path:
+    """The finished file of a run with the demo's settings, trained in a process of its own as a user does."""
+    import yaml
+
+    from lora_scripts.demo import demo_config
+
+    values = demo_config(folder, options.style, seed).model_dump(mode="json", exclude_unset=True)
+    values |= {
+        "train_data_dir": str(pictures),
+        "metadata_path": str(pictures / "metadata.csv"),
+        "trigger_word": trigger,
+        "output_name": name,
+        "output_dir": str(folder / name),
+        "max_steps": steps,
+        "save_steps": steps,
+        "batch_size": COMBINED_BATCH,
+        "validation_pictures": 0,
+        "keep": "last",
+        "sample_every": 0,
+    }
+    for previews in ("sample_prompts", "sample_guidance"):
+        values.pop(previews, None)
+    config = folder / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(values | more, sort_keys=False), "utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(options.threads)}
+    command = [sys.executable, "-m", "lora_scripts", "train", "--config", str(config), "--force"]
+    print(f"{folder.name}/{name}: training {steps} steps ...", flush=True)
+    log = folder / f"{name}.txt"
+    with log.open("wb") as file:
+        done = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.exit(f"{name}: exit code {done.returncode}; the end of {log}:\n{log.read_text('utf-8')[-3000:]}")
+    return folder / name / f"{name}.safetensors"
+
+
+def rendered(
+    prompts: Sequence[str], files: Sequence[tuple[Path, float]], seed: int, options: argparse.Namespace, steps: int = 20
+) -> list[Image]:
+    """The prompts with these LoRAs at their weights, as `<lora:A:0.7> <lora:B:0.7>` puts them to work."""
+    import torch
+
+    from lora_scripts.demo import BASE_MODEL, GUIDANCE
+    from lora_scripts.export.names import layer_shapes
+    from lora_scripts.export.reader import read_lora_file
+    from lora_scripts.families.protocol import SampleRequest
+    from lora_scripts.models.source import resolve_base_model
+    from lora_scripts.models.stable_diffusion import load_stable_diffusion
+    from lora_scripts.sampling.denoise import render
+    from lora_scripts.sampling.lora_set import LoRASet, WeightedLoRA
+
+    torch.set_num_threads(options.threads)
+    requests = [
+        SampleRequest(prompt, seed=seed * 1000 + n, steps=steps, guidance=GUIDANCE, width=128, height=128)
+        for n, prompt in enumerate(prompts)
+    ]
+    device = torch.device("cpu")
+    parts = load_stable_diffusion(resolve_base_model(BASE_MODEL), device, torch.float32)
+    components = {"unet": parts.unet, "text_encoder": parts.text_encoder}
+    shapes = layer_shapes(components)
+    loras = [WeightedLoRA(read_lora_file(file, shapes).weights, weight, weight) for file, weight in files if weight]
+    with torch.no_grad(), LoRASet(components, loras):
+        return render(parts, requests, device, batch_size=16)
+
+
+def sheet(rows: Mapping[str, Sequence[Image]]) -> Image:
+    """One row of pictures per title."""
+    from PIL import Image as PILImage
+    from PIL import ImageDraw, ImageFont
+
+    side, gap, left = 128, 6, 190
+    most = max(len(images) for images in rows.values())
+    page = PILImage.new("RGB", (left + most * (side + gap), len(rows) * (side + gap) + gap), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(16)
+    for row, (title, images) in enumerate(rows.items()):
+        top = gap + row * (side + gap)
+        pen.text((left - gap, top + side // 2), title, "black", font, anchor="rm")
+        for column, image in enumerate(images):
+            page.paste(image, (left + column * (side + gap), top))
+    return page
+
+
+# Telling --------------------------------------------------------------------------------------------------------------
+
+
+def tables(
+    setup: Mapping[str, Any],
+    combined: Sequence[Mapping[str, Mapping[str, float]]],
+    continued: Mapping[int, Mapping[str, Mapping[str, Sequence[float]]]],
+) -> str:
+    """The figures as Markdown."""
+    style = setup["style"]
+    lines = [
+        f"| LoRAs at work | read as {style} | probability of {style} | subject read as {SUBJECT} | {COLOUR} {SUBJECT} | both in one picture |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title in CONDITIONS:
+        means = [
+            statistics.fmean(each[title][what] for each in combined)
+            for what in ("style", "style probability", "subject", "character", "both")
+        ]
+        lines.append(f"| {title} | {' | '.join(percent(mean) for mean in means)} |")
+    count = len(combined)
+    lines += [
+        "",
+        f"Means over {count} pair{'' if count == 1 else 's'} of LoRAs, 32 prompts each: `{style}, {NAME}` in every place at every time of day.",
+        "",
+        f"| seed | older LoRA | from scratch, step {SCRATCH_STEPS} | reached at step | continued, step {SHORT_STEPS} | reached at step | share of the steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for seed, curves in continued.items():
+        goal = curves["scratch"][str(SCRATCH_STEPS)]
+        first, second = reached(curves["scratch"], goal), reached(curves["continued"], goal)
+        assert first is not None
+        share = "-" if second is None else f"{second / first:.0%}"
+        cells = [
+            percent(statistics.fmean(curves["older"][""])),
+            percent(statistics.fmean(goal)),
+            str(first),
+            percent(statistics.fmean(curves["continued"][str(SHORT_STEPS)])),
+            "not" if second is None else str(second),
+            share,
+        ]
+        lines.append(f"| {seed} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Probability of {style} over {setup['prompts']} prompts that were not trained. Reached: not below the last step from scratch by "
+        f"more than the standard error of the difference, prompt by prompt; saved every {SAVE_STEPS} steps.",
+        "",
+        f"{setup['machine']}, {', '.join(f'{name} {number}' for name, number in setup['versions'].items())}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
