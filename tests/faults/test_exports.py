@@ -35,8 +35,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object]) -> 
     """The disk gives back something else than was written to the finished file."""
     honest = finish.write_lora
 
-    def write(path: Path, *arguments: Any) -> Any:
-        written = honest(path, *arguments)
+    def write(path: Path, *arguments: Any, **more: Any) -> Any:
+        written = honest(path, *arguments, **more)
         if path.name == "run.safetensors":
             damage(path)
         return written

@@ -181,7 +181,7 @@ def test_what_begins_with_two_slashes_is_said_and_an_unknown_command_explained(
         (("--lora", "{kind}", "--lora", "{kind}"), "the name 'kind' is taken"),
         (("--lora", "{kind}=base"), "the name 'base' is taken"),
         (("--weight", 11, "--max-tokens", 0), "--weight 11.0: must be between -10 and 10.\n--max-tokens 0"),
-        (("--lora", "{base}=nice"), "is not a LoRA"),
+        (("--lora", "{base}=nice"), "is a whole language model; give it as base_model, not as a LoRA"),
     ],
 )
 def test_wrong_options_are_one_message(
