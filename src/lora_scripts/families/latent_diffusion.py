@@ -21,7 +21,6 @@ from lora_scripts.export.names import kohya_file_names
 from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
-from lora_scripts.models.unet_attention import use_tiled_attention
 from lora_scripts.objectives.ddpm import NoiseSchedule
 from lora_scripts.objectives.denoising import DenoisingObjective
 
@@ -78,7 +77,6 @@ class LatentDiffusion(ABC):
         parts = load_stable_diffusion(source, device, dtype, vae_dtype=VAE_DTYPES[config.vae_precision])
         for module in (parts.unet, parts.vae, *parts.text_encoders):
             module.requires_grad_(False).eval()
-        use_tiled_attention(parts.unet)
         if device.type == "cpu":
             parts.unet.to(memory_format=torch.channels_last)
         return cls(parts, source, config, device)
@@ -86,7 +84,6 @@ class LatentDiffusion(ABC):
     @classmethod
     def outline(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
         parts = outline_stable_diffusion(source, device, dtype, vae_dtype=VAE_DTYPES[config.vae_precision])
-        use_tiled_attention(parts.unet)
         if device.type == "cpu":
             fill_with_nothing(parts.unet, device, images=torch.channels_last)
         return cls(parts, source, config, device)

@@ -18,8 +18,13 @@ __all__ = ["use_tiled_attention"]
 
 
 def use_tiled_attention(unet: UNet2DConditionModel) -> None:
-    """Lets every attention layer of a Stable Diffusion U-Net compute in tiles where that is faster."""
-    unet.set_attn_processor(_Processor())
+    """Lets the attention layers of a Stable Diffusion U-Net's transformer blocks compute in tiles where that is faster."""
+    from diffusers.models.attention import BasicTransformerBlock
+
+    for block in unet.modules():
+        if isinstance(block, BasicTransformerBlock):
+            block.attn1.set_processor(_Processor())
+            block.attn2.set_processor(_Processor())
 
 
 class _Processor:
