@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from lora_scripts.models.tiled_attention import attention
 
 if TYPE_CHECKING:
     from transformers import BlipTextLMHeadModel, BlipVisionModel
@@ -46,12 +47,12 @@ def encode_images(vision_model: BlipVisionModel, pixel_values: Tensor) -> Tensor
     """[B,N,D] vision states of [B,3,height,width] normalised pixels; the library's own modules, but fused attention."""
     hidden = vision_model.embeddings(pixel_values)
     for layer in vision_model.encoder.layers:
-        attention = layer.self_attn
+        own = layer.self_attn
         batch, num_states, width = hidden.shape
-        qkv = attention.qkv(layer.layer_norm1(hidden))
-        query, key, value = qkv.view(batch, num_states, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value, scale=attention.scale)
-        hidden = hidden + attention.projection(mixed.transpose(1, 2).reshape(batch, num_states, width))
+        qkv = own.qkv(layer.layer_norm1(hidden))
+        query, key, value = qkv.view(batch, num_states, 3, own.num_heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = attention(query, key, value)
+        hidden = hidden + own.projection(mixed.transpose(1, 2).reshape(batch, num_states, width))
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
     states: Tensor = vision_model.post_layernorm(hidden)
     return states

@@ -18,6 +18,7 @@ from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.published import published_config
 from lora_scripts.models.sd_layout import LAYOUTS, FileLayout
 from lora_scripts.models.source import BaseModel, PredictionType, component_weights
+from lora_scripts.models.unet_attention import use_tiled_attention
 from lora_scripts.models.unet_layout import UNET_PREFIX, ema_name
 from lora_scripts.models.weights_file import WeightsHeader, inspect_weights
 
@@ -115,6 +116,7 @@ def outline_stable_diffusion(
 def _put_together(source: BaseModel, parts: Mapping[str, Any], scheduler: dict[str, Any]) -> StableDiffusionParts:
     folder = source.path.parent if source.kind == "single_file" else source.path
     _check_fit(parts, source.name)
+    use_tiled_attention(parts["unet"])
     tokenizers = {}
     for part in LAYOUTS[source.family].texts:
         tokenizer = part.replace("text_encoder", "tokenizer")

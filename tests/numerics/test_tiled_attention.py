@@ -1,0 +1,84 @@
+"""Attention in tiles, against torch's own and against the formula in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_scripts.models import tiled_attention as module
+from lora_scripts.models.tiled_attention import attention, tiled_attention
+
+SHAPES = {
+    "self": (2, 3, 50, 50, 8),
+    "of a caption": (2, 3, 64, 7, 40),
+    "more keys than a tile has scores": (1, 2, 5, 400, 16),
+}
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """q, k, v laid out as projections leave them, and a gradient of the output."""
+    batch, heads, queries, keys, width = shape
+    torch.manual_seed(0)
+    lengths = (queries, keys, keys, queries)
+    return [torch.randn(batch, length, heads, width, dtype=dtype).transpose(1, 2) for length in lengths]
+
+
+def with_gradients(of: object, q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> list[Tensor]:
+    leaves = [each.detach().requires_grad_() for each in (q, k, v)]
+    out = of(*leaves)  # type: ignore[operator]
+    return [out.detach(), *torch.autograd.grad(out, leaves, d_out)]
+
+
+@pytest.mark.parametrize("tile_scores", [1, 300, 2**21], ids=["one query", "parts of a head", "whole heads"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_output_and_gradients_are_those_of_torch(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], tile_scores: int
+) -> None:
+    monkeypatch.setattr(module, "TILE_SCORES", tile_scores)
+    tensors = inputs(shape, torch.float64)
+    ours = with_gradients(tiled_attention, *tensors)
+    torch.testing.assert_close(ours, with_gradients(F.scaled_dot_product_attention, *tensors))
+
+
+def test_in_bfloat16_errors_are_of_the_size_of_one_rounding() -> None:
+    tensors = inputs((2, 4, 256, 256, 40), torch.bfloat16)
+    exact = with_gradients(F.scaled_dot_product_attention, *(each.double() for each in tensors))
+    for ours, reference in zip(with_gradients(tiled_attention, *tensors), exact, strict=True):
+        assert ours.dtype is torch.bfloat16
+        assert float((ours.double() - reference).norm()) < 2**-7 * float(reference.norm())
+
+
+def test_only_bfloat16_on_a_cpu_is_computed_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(module, "tiled_attention", lambda q, k, v: asked.append(q.dtype) or q)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        attention(*inputs(SHAPES["self"], dtype)[:3])
+    assert asked == [torch.bfloat16]
+
+
+def test_a_unet_computes_what_diffusers_does() -> None:
+    from diffusers import UNet2DConditionModel
+
+    from lora_scripts.models.unet_attention import use_tiled_attention
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=8,
+        cross_attention_dim=24,
+        attention_head_dim=(2, 4),
+    ).requires_grad_(False)
+    given = torch.randn(2, 4, 8, 8), torch.tensor([7, 900]), torch.randn(2, 5, 24)
+    theirs = unet(*given, return_dict=False)[0]
+    use_tiled_attention(unet)
+    torch.testing.assert_close(unet(*given, return_dict=False)[0], theirs)
+
+    narrow = unet.to(torch.bfloat16)(*(each.bfloat16() if each.is_floating_point() else each for each in given))
+    assert float((narrow.sample.float() - theirs).norm()) < 0.03 * float(theirs.norm())
