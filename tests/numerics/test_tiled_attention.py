@@ -42,6 +42,17 @@ def test_output_and_gradients_are_those_of_torch(
     torch.testing.assert_close(ours, with_gradients(F.scaled_dot_product_attention, *tensors))
 
 
+@pytest.mark.parametrize("rows", [1, 7, 256])
+def test_causal_output_and_gradients_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(module, "CAUSAL_ROWS", rows)
+    tensors = inputs((2, 3, 50, 50, 8), torch.float64)
+    ours = with_gradients(lambda q, k, v: tiled_attention(q, k, v, scale=0.2, causal=True), *tensors)
+    theirs = with_gradients(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.2), *tensors
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_in_bfloat16_errors_are_of_the_size_of_one_rounding() -> None:
     tensors = inputs((2, 4, 256, 256, 40), torch.bfloat16)
     exact = with_gradients(F.scaled_dot_product_attention, *(each.double() for each in tensors))
@@ -52,7 +63,7 @@ def test_in_bfloat16_errors_are_of_the_size_of_one_rounding() -> None:
 
 def test_only_bfloat16_on_a_cpu_is_computed_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(module, "tiled_attention", lambda q, k, v: asked.append(q.dtype) or q)
+    monkeypatch.setattr(module, "tiled_attention", lambda q, k, v, **how: asked.append(q.dtype) or q)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         attention(*inputs(SHAPES["self"], dtype)[:3])

@@ -71,6 +71,7 @@ class LatentDiffusion(ABC):
         self._parts = replace(parts, scheduler_config=scheduler, prediction_type=prediction)
         self._source, self._config, self._device = source, config, device
         self._objective = DenoisingObjective(config, schedule, device)
+        self._unet_dtype = parts.unet.dtype  # asked of the module, it is looked for in all of its layers
 
     @classmethod
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
@@ -194,9 +195,9 @@ class LatentDiffusion(ABC):
         unet = self._parts.unet
         if self._device.type == "cpu":
             noisy_latents = noisy_latents.contiguous(memory_format=torch.channels_last)
-        model_pred: Tensor = unet(noisy_latents.to(unet.dtype), timesteps, return_dict=False, **self.conditions(batch))[
-            0
-        ]
+        model_pred: Tensor = unet(
+            noisy_latents.to(self._unet_dtype), timesteps, return_dict=False, **self.conditions(batch)
+        )[0]
         return model_pred
 
     # What is shown ----------------------------------------------------------------------------------------------------

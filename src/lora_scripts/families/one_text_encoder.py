@@ -41,4 +41,4 @@ class OneTextEncoderDiffusion(LatentDiffusion):
     def conditions(self, batch: Batch) -> Mapping[str, Any]:
         trained = self._config.train_text_encoder
         prompt_embeds = self.embed(batch.captions) if trained else batch.tensors["prompt_embeds"]
-        return {"encoder_hidden_states": prompt_embeds.to(self._parts.unet.dtype)}
+        return {"encoder_hidden_states": prompt_embeds.to(self._unet_dtype)}

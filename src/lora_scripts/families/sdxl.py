@@ -93,7 +93,7 @@ class StableDiffusionXL(LatentDiffusion):
             prompt_embeds, pooled = self.embed(batch.captions)
         else:
             prompt_embeds, pooled = batch.tensors["prompt_embeds"], batch.tensors["pooled_prompt_embeds"]
-        dtype = self._parts.unet.dtype
+        dtype = self._unet_dtype
         # The sizes stay in float32: bfloat16 cannot tell 1023 from 1024.
         added = {"text_embeds": pooled.to(dtype), "time_ids": batch.tensors["add_time_ids"]}
         return {"encoder_hidden_states": prompt_embeds.to(dtype), "added_cond_kwargs": added}

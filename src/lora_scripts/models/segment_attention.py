@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_scripts.models.tiled_attention import attention
+
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
@@ -81,7 +83,7 @@ def _attend(
 ) -> Tensor:
     length = q.shape[2]
     if softcap is None and (window is None or length <= window):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, scale=scaling)
+        return attention(q, k, v, scale=scaling, causal=True)
     place = torch.arange(length, device=q.device)
     distance = place[:, None] - place[None, :]
     seen = (distance >= 0) & (distance < (length if window is None else window))
