@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
+_SPELLINGS = {"kohya": "kohya", "diffusers": "diffusers", "peft": "PEFT", "native": "the original model's"}
 _OF_BAKING = ("base_model", "rank", "keep", "max_rank")
 
 
@@ -62,16 +63,20 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_scripts.adapter_files.adapter_file import open_adapter_file
 
     file = open_adapter_file(arguments.file)
-    print(f"{file.path}: {_kinds(file)}, {len(file.layers)} layers for {file.title}, {file.spelling}")
+    number = f"{len(file.layers)} layer{'' if len(file.layers) == 1 else 's'}"
+    print(f"{file.path}: {_kinds(file)}, {number} for {file.title}, {_SPELLINGS[file.spelling]} names")
     if choice is None or file.is_plain:
         written = _convert(file, arguments.to, arguments.output)
         note = "; it was a plain LoRA already" if arguments.bake else ""
-        print(f"{arguments.output}: the same in the spelling of {arguments.to}{note}")
+        print(f"{arguments.output}: the same in the spelling of {_SPELLINGS[arguments.to]}{note}")
     else:
         baked, written = _bake_and_convert(arguments, choice)
-        print(f"{arguments.output}: a plain LoRA of rank {baked.losses.ranks} in the spelling of {arguments.to}")
+        print(
+            f"{arguments.output}: a plain LoRA of rank {baked.losses.ranks} in the spelling of {_SPELLINGS[arguments.to]}"
+        )
         print(f"What the baking did: {baked.losses}")
     _say_who_reads_it(written, arguments.output)
+    print(f"Look at it: lora-scripts inspect {arguments.output}")
     return 0
 
 
@@ -132,4 +137,7 @@ def _say_who_reads_it(written: AdapterFile, output: Path) -> None:
     takers = [verdict.reader for verdict in verdicts(written) if verdict.ok]
     if takers:
         print(f"Read by {', '.join(takers)}.")
-    print(f"Look at it: lora-scripts inspect {output}")
+    elif written.spelling == "peft":
+        for component in written.components:
+            folder = str(output / component)
+            print(f"Read by PEFT: PeftModel.from_pretrained(pipeline.{component}, {folder!r})")
