@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=["fp16", "bf16"], default="fp16", help="of the base and of all arithmetic")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sd-scripts", type=Path, help="networks/sdxl_merge_lora.py of a copy of sd-scripts")
     parser.add_argument("--sd-python", default=sys.executable, help="an interpreter that has what sd-scripts needs")
     parser.add_argument("--folder", type=Path, help="where the 35 GB go (default: the temporary folder)")
@@ -275,7 +275,7 @@ def fuse_with_diffusers(folder: str, dtype: str, output: str) -> None:
 
 
 def run_sd_scripts(script: str, *words: str) -> None:
-    """The script as it is; where torchvision is missing, an empty stand-in for an import that merging never uses."""
+    """The script as it is; where torchvision is missing, with a stand-in for what is imported and merging never uses."""
     import importlib.util
     import runpy
     from importlib.machinery import ModuleSpec
@@ -285,10 +285,13 @@ def run_sd_scripts(script: str, *words: str) -> None:
         from transformers.utils import is_torchvision_available
 
         assert not is_torchvision_available()  # it remembers the answer, so it has to be asked for first
-        for name in ("torchvision", "torchvision.transforms"):
-            sys.modules[name] = ModuleType(name)
-            sys.modules[name].__spec__ = ModuleSpec(name, None)
-        sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]  # type: ignore[attr-defined]
+        sys.path.append(str(ROOT / "benchmarks" / "stand_ins"))
+        import torchvision_transforms as transforms
+
+        package = ModuleType("torchvision")
+        package.__spec__ = ModuleSpec("torchvision", None)
+        package.transforms = transforms  # type: ignore[attr-defined]
+        sys.modules |= {"torchvision": package, "torchvision.transforms": transforms}
     names, values = words[::2], words[1::2]
     sys.argv = [script, *(word for pair in zip(names, values, strict=True) for word in (f"--{pair[0]}", pair[1]))]
     sys.path[0] = str(Path(script).parent)
