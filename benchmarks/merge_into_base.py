@@ -127,7 +127,7 @@ class Contest:
         lines += [
             "",
             f"A LoRA of rank {self.options.rank} for the attention of U-Net and both text encoders, base and arithmetic of the other "
-            f"two in {dtype}; {count} round{'' if count == 1 else 's'} in turns, the median (least to most). Lost to rounding: "
+            f"two in {dtype}; {'once each' if count == 1 else f'{count} rounds in turns, the median (least to most)'}. Lost to rounding: "
             "size of the difference from base + LoRA, over the size of the LoRA's change. "
             f"{processor()}, threads per process: {self.options.threads}. {versions}.",
         ]
