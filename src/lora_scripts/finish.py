@@ -103,7 +103,11 @@ class Finish:
             with contextlib.suppress(OSError):  # nobody shall take it for the finished file
                 path.replace(path.with_suffix(".failed.safetensors"))
             raise
-        self.proofs = [*([] if baked.exact else [f"{path.name}: {baked}"]), str(read_back), str(effect)]
+        self.proofs = [
+            *([] if baked.exact and not baked.kind else [f"{path.name}: {baked}"]),
+            str(read_back),
+            str(effect),
+        ]
         for line in self.proofs:
             self._run.events.note(line)
 

@@ -104,7 +104,7 @@ class FinishLanguage:
             shutil.rmtree(failed, ignore_errors=True)
             folder.replace(failed)
             raise
-        how = [] if baked.exact and not baked.folded else [f"{folder.name}: {baked}"]
+        how = [] if baked.exact and not baked.folded and not baked.kind else [f"{folder.name}: {baked}"]
         self.proofs = [*how, str(read_back), str(effect)]
         for line in self.proofs:
             run.events.note(line)

@@ -42,12 +42,12 @@ def go_on_from(adapter: Adapter, older: AdapterFile) -> list[str]:
     changes: dict[str, LayerChange] = {}
     brought: list[BroughtOver] = []
     for name in older.layers:
-        if name not in adapter.layers:
-            continue
         try:
             change = older.layer(name)
         except ModelError as error:
             raise ModelError(f"init_lora_weights: {error}") from None
+        if name not in adapter.layers:
+            continue  # looked at all the same: a NaN there means that the training had diverged in every layer
         weight = partial(adapter.base_weight, name)
         changes[name], made = bring_over(name, change, adapter.layers[name], weight)
         brought += [made] if made is not None else []

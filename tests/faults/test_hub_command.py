@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors import safe_open
 
 from helpers.fake_hub import TOKEN, Hub, environment, serving
+from helpers.tiny_diffusion import save_folder, tiny_parts
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -110,6 +112,38 @@ def test_hub_that_fails_ends_in_plain_words_a_broken_download_goes_on_and_then_n
     written = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert len(written) > 10
     assert not any(TOKEN.encode() in path.read_bytes() for path in written)
+
+
+@pytest.mark.fault(24)
+def test_sdxl_is_fetched_with_both_text_encoders_and_then_trains_without_a_network(
+    settings: Settings, tmp_path: Path
+) -> None:
+    folder = save_folder(tiny_parts("sdxl"), tmp_path / "tiny-xl")
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub = Hub(
+        {"u/xl": files, "u/lies": files},
+        drops={"u/xl": "text_encoder_2/model"},
+        damages={"u/lies": "text_encoder_2/model"},
+    )
+
+    def run(model: str, name: str) -> dict[str, Any]:
+        changes = {"train_text_encoder": True, "allow_download": True, "max_steps": 1}
+        return settings(base_model=model, output_dir=str(tmp_path / "runs" / name), resolution=64, **changes)
+
+    with serving(hub) as endpoint:
+        answers, _ = train({name: run(f"u/{name}", name) for name in ("xl", "lies")}, endpoint, tmp_path)
+    assert answers["xl"][0] == 0, answers["xl"][2]
+    assert hub.dropped == {"text_encoder_2/model.safetensors"}
+    assert answers["lies"][0] == 2
+    assert "base_model u/lies: text_encoder_2/model.safetensors arrived damaged and was deleted" in answers["lies"][2]
+
+    unfinished = run("u/lies", "unfinished") | {"allow_download": False}
+    answers, _ = train({"again": run("u/xl", "again"), "unfinished": unfinished}, "http://127.0.0.1:9", tmp_path)
+    assert answers["again"][0] == 0, answers["again"][2]
+    assert "its text_encoder_2 never arrived" in answers["unfinished"][2]
+    with safe_open(tmp_path / "runs" / "again" / "again.safetensors", "pt") as file:
+        assert file.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"
+        assert any(name.startswith("lora_te2_") for name in file.keys())  # noqa: SIM118, it is no dictionary
 
 
 @pytest.mark.fault(24)

@@ -106,7 +106,7 @@ def test_change_of_full_rank_is_cut_as_well_as_possible_and_the_loss_is_stated(t
         lost, size = lost + best**2, size + float(wanted.square().sum())
     convolutions = [rank for name, rank in ranks.items() if "in_layers_2" in name or "out_layers_3" in name]
     assert set(convolutions) == {3}
-    kept = float(out.partition("it keeps ")[2].partition("%")[0])
+    kept = float(out.partition("difference: keeps ")[2].partition("%")[0])
     assert kept == pytest.approx(100 * (1 - lost / size), abs=0.02)
 
 

@@ -37,7 +37,7 @@ def test_full_size_trains_in_20_gb_and_the_file_loads_in_diffusers(tmp_path: Pat
     from helpers.full_size import write_full_size
 
     model = tmp_path / "sd_xl_random.safetensors"
-    write_full_size(model, "sdxl", torch.float16)
+    write_full_size(model, "sdxl", torch.bfloat16)
     draw_pictures(tmp_path / "data", 2, size=512)
     (tmp_path / "measured.py").write_text(textwrap.dedent(MEASURED))
     settings = {

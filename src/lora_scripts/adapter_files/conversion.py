@@ -80,8 +80,8 @@ def _require_convertible(file: AdapterFile, target: Target) -> None:
             )
         if target != "kohya" and layer.kind not in ("lora", "dora"):
             raise ModelError(
-                f"{file.path}: {layer.file_name} is a {KINDS[layer.kind]}, which a {target} file has no place for. Turn it "
-                "into a plain LoRA first: lora-scripts bake."
+                f"{file.path}: {layer.file_name} is a {KINDS[layer.kind]}, which a {target} file has no place for. Add --bake "
+                "to turn it into a plain LoRA on the way."
             )
 
 
@@ -148,7 +148,7 @@ def _settings(layers: Mapping[str, AdapterLayer]) -> dict[str, Any]:
         layer = next(iter(layers.values()))
         raise ModelError(
             f"{layer.header.path}: some layers of {layer.component} are a DoRA and some a plain LoRA, which a PEFT "
-            "configuration cannot say. Turn all into a plain LoRA first: lora-scripts bake."
+            "configuration cannot say. Add --bake to turn all into a plain LoRA on the way."
         )
     scales = {
         path: (layer.rank, layer.alpha)

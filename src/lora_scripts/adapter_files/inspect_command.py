@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -74,7 +75,7 @@ def _lines(found: Inspection) -> Iterator[str]:
         yield _row("alpha", f"{_range(file.alphas)}{_scale(file.ranks, file.alphas)}")
     yield _row("numbers", ", ".join(_DTYPES.get(name, name) for name, _ in file.dtypes().most_common()))
     size = sum(part.path.stat().st_size for part in file.headers())
-    yield _row("size", f"{size / 1e6:,.1f} MB")
+    yield _row("size", f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} KB")
     for title, text in (
         ("name", header.title),
         ("base model", header.base_model or file.base_model),
@@ -106,10 +107,10 @@ def _strength(found: Inspection) -> Iterator[str]:
     yield "Strength of the change (Frobenius norm at strength 1)"
     for block, (norm, count) in blocks.items():
         bar = "#" * round(_BAR * norm / most)
-        yield f"  {block:<{width}}  {norm:9.4g}  {bar:<{_BAR}}  {count} layers"
+        yield f"  {block:<{width}}  {_aligned(norm, most)}  {bar:<{_BAR}}  {count} layer{'' if count == 1 else 's'}"
     yield ""
     yield "Strongest layers"
-    yield from (f"  {facts.norm:9.4g}  {facts.name}" for facts in strongest)
+    yield from (f"  {_aligned(facts.norm or 0.0, strongest[0].norm or 1.0)}  {facts.name}" for facts in strongest)
 
 
 def _readers(found: Inspection) -> Iterator[str]:
@@ -122,6 +123,12 @@ def _readers(found: Inspection) -> Iterator[str]:
         yield f"  {verdict.reader:<{_WIDTH}} {'yes' if verdict.ok else 'no:'} {verdict.reason}".rstrip()
         if verdict.way_on:
             yield f"  {'':<{_WIDTH}}     {verdict.way_on}"
+
+
+def _aligned(value: float, most: float) -> str:
+    """A number of a column whose largest is `most`, with as many decimals as give that one four digits."""
+    decimals = min(8, max(0, 3 - math.floor(math.log10(most))))
+    return f"{value:9.{decimals}f}"
 
 
 def _row(title: str, text: str) -> str:

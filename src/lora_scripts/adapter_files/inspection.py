@@ -114,14 +114,16 @@ def _faults(file: AdapterFile, layers: list[LayerFacts], *, checked: bool) -> li
     faults = list(dict.fromkeys(facts.fault for facts in layers if facts.fault))
     broken = {key: count for facts in layers for key, count in facts.broken.items()}
     if broken:
-        shown = ", ".join(f"{key} ({count:,})" for key, count in list(broken.items())[:_SHOWN])
+        holds = "holds" if len(broken) == 1 else "hold"
+        shown = _some(f"{key} ({count:,})" for key, count in broken.items())
         faults.append(
-            f"{len(broken)} tensors hold numbers that are NaN or infinite: {_short(shown, len(broken))}. The training has "
+            f"{_counted(len(broken), 'tensor')} {holds} numbers that are NaN or infinite: {shown}. The training has "
             "diverged or the file is damaged: use an earlier save, or fetch it again."
         )
     if file.duplicates:
-        shown = ", ".join(file.duplicates[:_SHOWN])
-        faults.append(f"{len(file.duplicates)} layers stand in the file twice: {_short(shown, len(file.duplicates))}.")
+        stand = "stands" if len(file.duplicates) == 1 else "stand"
+        shown = _some(file.duplicates)
+        faults.append(f"{_counted(len(file.duplicates), 'layer')} {stand} in the file twice: {shown}.")
     if checked:
         missing = [layer.file_name for layer in file.layers.values() if not layer.known]
         wrong = [
@@ -131,8 +133,8 @@ def _faults(file: AdapterFile, layers: list[LayerFacts], *, checked: bool) -> li
         ]
         for names, what in ((missing, "are not in the base model"), (wrong, "have another shape in the base model")):
             if names:
-                shown = _short(", ".join(names[:_SHOWN]), len(names))
-                faults.append(f"{len(names)} of {len(file.layers)} layers {what}: {shown}.")
+                made_for = f" The file was made for {file.title}." if file.architecture else ""
+                faults.append(f"{len(names)} of {len(file.layers)} layers {what}: {_some(names)}.{made_for}")
     if layers and all(facts.changes_nothing for facts in layers):
         faults.append("Every layer's change is zero: the file does nothing. It was saved before the first step.")
     return faults
@@ -148,17 +150,19 @@ def _notes(file: AdapterFile, layers: list[LayerFacts]) -> list[str]:
     notes = []
     zero = [facts.name for facts in layers if facts.changes_nothing]
     if zero and len(zero) < len(layers):
-        notes.append(f"{len(zero)} layers change nothing: {_short(', '.join(zero[:_SHOWN]), len(zero))}.")
+        change = "changes" if len(zero) == 1 else "change"
+        notes.append(f"{_counted(len(zero), 'layer')} {change} nothing: {_some(zero)}.")
     if file.strangers:
-        shown = _short(", ".join(file.strangers[:_SHOWN]), len(file.strangers))
-        notes.append(f"{len(file.strangers)} keys belong to no layer: {shown}.")
+        belong = "belongs" if len(file.strangers) == 1 else "belong"
+        notes.append(f"{_counted(len(file.strangers), 'key')} {belong} to no layer: {_some(file.strangers)}.")
     unknown = [layer.file_name for layer in file.layers.values() if not layer.known]
     if unknown and len(unknown) < len(file.layers):
-        shown = _short(", ".join(unknown[:_SHOWN]), len(unknown))
-        notes.append(f"{len(unknown)} layers are not in {file.title}: {shown}.")
+        are = "is" if len(unknown) == 1 else "are"
+        notes.append(f"{_counted(len(unknown), 'layer')} {are} not in {file.title}: {_some(unknown)}.")
     without = [layer for layer in file.layers.values() if layer.rank and not layer.has_alpha]
     if without:
-        notes.append(f"{len(without)} layers have no alpha: programs take them at scale 1.")
+        have, them = ("has", "it") if len(without) == 1 else ("have", "them")
+        notes.append(f"{_counted(len(without), 'layer')} {have} no alpha: programs take {them} at scale 1.")
     odd = [dtype for dtype in file.dtypes() if dtype not in _USUAL_DTYPES]
     if odd:
         notes.append(f"Some tensors are stored as {', '.join(odd)}, which not every program reads; fp16 is usual.")
@@ -168,9 +172,17 @@ def _notes(file: AdapterFile, layers: list[LayerFacts]) -> list[str]:
     if hidden:
         kinds = {file.layers[facts.name].kind for facts in hidden}
         names = " and ".join(sorted(KINDS[kind] for kind in kinds))
-        notes.append(f"The strength of {len(hidden)} layers depends on the base model's weights ({names}).")
+        notes.append(f"The strength of {_counted(len(hidden), 'layer')} depends on the base model's weights ({names}).")
     return notes
 
 
-def _short(shown: str, count: int) -> str:
-    return shown + (", ..." if count > _SHOWN else "")
+def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _counted(count: int, what: str) -> str:
+    """`1 layer`, `3 layers`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -41,7 +41,8 @@ class Baked:
 
     Attributes:
         rank: of every layer; the highest, where nothing was to be done.
-        num_approximated, kind: layers whose change was approximated, and what they were.
+        num_approximated: layers whose change was approximated.
+        kind: what was trained where that is another kind than plain LoRA, in words: "LoHa".
         error: Frobenius norm of what the plain LoRA lacks, over that of the whole change; 0 where nothing was approximated.
         worst_layer, worst_error: the layer with the largest such share; empty and 0 where nothing was approximated.
         folded: whether scales went into lora_B.
@@ -72,6 +73,8 @@ class Baked:
             *(["scale folded into lora_B"] if self.folded else []),
             *([f"{self.padded} layers padded with zeros"] if self.padded else []),
         ]
+        if self.kind:
+            return f"{', '.join([f'{self.kind} baked into a plain LoRA of rank {self.rank}', *how])}: nothing lost"
         return f"plain LoRA of rank {self.rank}, {', '.join(how) or 'as trained'}: nothing lost"
 
 
@@ -134,7 +137,9 @@ def _as_products(weights: LayerChanges, base_weight: BaseWeight | None = None) -
     plain = {name: tensors for name, tensors in exact.items() if tensors is not None}
     candidates = {name: _nearest(change, base_weight, name) for name, change in weights.items() if name not in plain}
     if not candidates:
-        return plain, Baked(max(tensors.rank for tensors in plain.values()), len(plain))
+        other = next((change for change in weights.values() if not isinstance(change, LoRATensors)), None)
+        kind = "" if other is None else kind_name(other)
+        return plain, Baked(max(tensors.rank for tensors in plain.values()), len(plain), kind=kind)
     size = sum(candidate.size for candidate in candidates.values())
 
     def lacking(step: int) -> float:

@@ -91,9 +91,13 @@ class Verification:
     metadata: Mapping[str, str]
 
     def __str__(self) -> str:
+        return self.told("the trained weights")
+
+    def told(self, expected: str) -> str:
+        """A line on what was found; `expected` says in words what the file was compared with."""
         return (
             f"{self.path.name}: read back, {self.num_tensors} of {self.num_tensors} tensors in {self.num_layers} layers "
-            f"matched, all finite, difference from the trained weights {self.relative_error:.1e} ({self.dtype})"
+            f"matched, all finite, difference from {expected} {self.relative_error:.1e} ({self.dtype})"
         )
 
 

@@ -122,7 +122,7 @@ def _say(output: Path, found: Extracted, proof: str) -> None:
     unchanged = f", {found.unchanged} more are equal in both" if found.unchanged else ""
     whole = found.covered + found.outside
     print(f"{output}: {len(found.weights)} layers of rank {found.losses.ranks}{unchanged}")
-    print(f"Of these layers' difference it {found.losses}")
+    print(f"Of these layers' difference: {found.losses}")
     if found.outside > 1e-6 * whole:
         print(
             f"{found.outside / whole:.1%} of the checkpoints' whole difference (squared norm) is in layers that were not asked "

@@ -135,4 +135,4 @@ def write_finished(
     from lora_scripts.export.writer import write_lora
 
     write_lora(output, weights, metadata, dtype, names)
-    return str(verify_file(output, weights, names))
+    return verify_file(output, weights, names).told("what was computed")

@@ -95,7 +95,7 @@ class Losses:
         )
 
 
-def add_rank_arguments(parser: argparse.ArgumentParser) -> None:
+def add_rank_arguments(parser: argparse._ActionsContainer) -> None:
     """`--rank`, `--keep` and `--max-rank`."""
     parser.add_argument("--rank", type=int, help="rank of every layer")
     parser.add_argument(

@@ -105,7 +105,7 @@ def test_numbers_that_are_not_finite_are_named_and_end_with_2(
     assert main(["inspect", str(path)]) == 2
     out, err = capsys.readouterr()
     assert "LoRA for Stable Diffusion 1.x" in out
-    assert f"{path}: 1 tensors hold numbers that are NaN or infinite: {TO_Q}.lora_up.weight (640)" in err
+    assert f"{path}: 1 tensor holds numbers that are NaN or infinite: {TO_Q}.lora_up.weight (640)" in err
 
 
 def test_layers_of_zeros_are_noted_and_a_file_of_zeros_is_a_fault(
@@ -113,7 +113,7 @@ def test_layers_of_zeros_are_noted_and_a_file_of_zeros_is_a_fault(
 ) -> None:
     one = changed(sd15, tmp_path / "one.safetensors", f"{TO_Q}.lora_up.weight", 0.0)
     assert main(["inspect", str(one)]) == 0
-    assert "Note: 1 layers change nothing" in capsys.readouterr().out
+    assert "Note: 1 layer changes nothing" in capsys.readouterr().out
     pair = {f"{TO_Q}.lora_down.weight": torch.ones(2, 320), f"{TO_Q}.lora_up.weight": torch.zeros(320, 2)}
     save_file(pair, tmp_path / "all.safetensors")
     assert main(["inspect", str(tmp_path / "all.safetensors")]) == 2
@@ -125,7 +125,7 @@ def test_oddities_are_noted(sd15: Path, tmp_path: Path) -> None:
     tensors[f"{TO_Q}.lora_up.weight"] = tensors[f"{TO_Q}.lora_up.weight"].to(torch.float8_e4m3fn)
     save_file({**tensors, "note": torch.ones(1)}, tmp_path / "odd.safetensors")
     notes = "\n".join(inspect_adapter(tmp_path / "odd.safetensors").notes)
-    for part in ("1 keys belong to no layer: note", "1 layers have no alpha", "stored as F8_E4M3"):
+    for part in ("1 key belongs to no layer: note", "1 layer has no alpha", "stored as F8_E4M3"):
         assert part in notes, part
 
 

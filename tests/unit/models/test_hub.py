@@ -35,7 +35,30 @@ def model_files(pipeline: str = "StableDiffusionPipeline", ending: str = "safete
     }
 
 
+def later_files(texts: tuple[str, ...], listed: tuple[str, ...], variant: str = "", **unet: object) -> dict[str, bytes]:
+    """A model of SDXL's kind: the text encoders that it has, and those that its index lists as there."""
+    index: dict[str, object] = {"_class_name": "StableDiffusionXLPipeline"}
+    files = {"unet/config.json": json.dumps({"in_channels": 4, "addition_embed_type": "text_time"} | unet).encode()}
+    files |= {"scheduler/scheduler_config.json": b'{"prediction_type": "epsilon"}'}
+    for part in ("unet", "vae", *texts):
+        stem = "model" if part in texts else "diffusion_pytorch_model"
+        files[f"{part}/{stem}{variant}.safetensors"] = WEIGHTS["text_encoder" if part in texts else part]
+    for part in ("text_encoder", "text_encoder_2"):
+        index[part] = ["transformers", "CLIPTextModel"] if part in listed else [None, None]
+        index[part.replace("text_encoder", "tokenizer")] = index[part]
+    for part in texts:
+        files[f"{part.replace('text_encoder', 'tokenizer')}/vocab.json"] = b"{}"
+        files[f"{part}/config.json"] = b"{}"
+    files["sd_xl_base_1.0.safetensors"] = b"the same model in one file, 7 GB that nobody needs twice"
+    return files | {"model_index.json": json.dumps(index).encode()}
+
+
+BOTH = ("text_encoder", "text_encoder_2")
 REPOSITORIES = {
+    "u/xl": later_files(BOTH, BOTH, cross_attention_dim=2048),
+    "u/xl-half": later_files(BOTH, BOTH, ".fp16", cross_attention_dim=2048),
+    "u/xl-lacking": later_files(BOTH[:1], BOTH, cross_attention_dim=2048),
+    "u/refiner": later_files(BOTH[1:], BOTH[1:], cross_attention_dim=1280),
     "u/fine": model_files(),
     "u/drops": model_files() | {"unet/diffusion_pytorch_model.safetensors": LARGE},
     "u/damaged": model_files(),
@@ -98,6 +121,32 @@ def test_a_model_is_fetched_once_asked_and_nothing_beside_it(answers: tuple) -> 
     fetched = {path for command, path, _ in HUB.log if command == "GET" and path.startswith("/u/fine/resolve")}
     assert not any("fp16" in path or "README" in path for path in fetched)
     assert len(fetched) == 6
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize(("name", "variant"), [("u/xl", ""), ("u/xl-half", ".fp16")])
+def test_an_sdxl_model_comes_with_both_text_encoders_and_tokenizers(answers: tuple, name: str, variant: str) -> None:
+    kind, path = answers[0][name]
+    assert kind == "ok", path
+    wanted = {
+        *(f"{part}/model{variant}.safetensors" for part in BOTH),
+        *(f"{part}/diffusion_pytorch_model{variant}.safetensors" for part in ("unet", "vae")),
+        *("text_encoder/config.json", "text_encoder_2/config.json", "tokenizer/vocab.json", "tokenizer_2/vocab.json"),
+        *("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"),
+    }
+    assert {file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()} == wanted
+
+
+@pytest.mark.fault(22)
+def test_a_refiner_and_a_model_that_lacks_a_listed_part_are_refused_by_name(answers: tuple) -> None:
+    kind, said = answers[0]["u/refiner"]
+    assert kind == "error"
+    assert "this is an SDXL refiner, which no LoRA is trained on" in said
+    fetched = [path for command, path, _ in HUB.log if command == "GET" and path.startswith("/u/refiner/resolve")]
+    assert not any("safetensors" in path for path in fetched)
+    kind, said = answers[0]["u/xl-lacking"]
+    assert kind == "error"
+    assert "text_encoder_2" in said
 
 
 @pytest.mark.fault(24)
