@@ -31,7 +31,7 @@ from lora_scripts.models.language_model import (
 from lora_scripts.models.last_layer import KEPT, can_finish_for_some
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.quantised import load_quantised
-from lora_scripts.models.segment_attention import segments_at_work
+from lora_scripts.models.segment_attention import Segments, segments_at_work
 from lora_scripts.objectives.next_token import Head, next_token_losses
 from lora_scripts.objectives.preference import Preference
 
@@ -56,6 +56,7 @@ class CausalLanguageModel:
     name: ClassVar[str] = "causal_lm"
     task: ClassVar[str] = "text-generation"
     num_levels: ClassVar[int] = 1
+    few_shapes: ClassVar[bool] = False
     conv_targets: ClassVar[Mapping[str, Sequence[str]]] = {}
     block_roles: ClassVar[BlockRoles] = {}
 
@@ -127,6 +128,14 @@ class CausalLanguageModel:
                 layer._gradient_checkpointing_func = again
                 layer.gradient_checkpointing = on
                 layer.training = on  # transformers asks for it; the modules below it stay in evaluation mode
+
+    def drawn(self, batch: Batch, draws: Draws) -> Batch:
+        return batch  # nothing is random
+
+    def fusable_parts(self) -> Sequence[nn.Module]:
+        """Norms, attention and feed-forward halves: a layer as a whole is what checkpointing repeats, so it stays as it is."""
+        layers = getattr(self.model.base_model, "layers", ())
+        return [part for layer in layers for part in layer.children()]
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Minus the log probability of the trained tokens, summed; `per_example` is each text's mean. Of pairs, their losses.
@@ -228,7 +237,7 @@ class CausalLanguageModel:
         return {
             "input_ids": packed[None],
             "position_ids": position[None],
-            "segment_lengths": list(lengths),
+            "segment_lengths": Segments(lengths),
             "use_cache": False,
         }
 
