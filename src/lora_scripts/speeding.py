@@ -67,7 +67,7 @@ def _compiled(
     step_seconds: float | None,
     events: Events,
 ) -> CompiledParts | None:
-    if config.compile is False or (config.compile == "auto" and device.type != "cuda"):
+    if config.compile is False or config.block_swap or (config.compile == "auto" and device.type != "cuda"):
         return None
     shapes = len({example.shape for example in data.examples}) if family.few_shapes else 1
     costs = COMPILING_S + SHAPE_S * shapes

@@ -22,6 +22,7 @@ from lora_scripts.adapters.targets import language_model_targets
 from lora_scripts.dialogues.pair_batches import joined
 from lora_scripts.export.names import LANGUAGE_MODEL
 from lora_scripts.families.protocol import Batch, Loss, PassWork
+from lora_scripts.models.block_swap import swap_blocks
 from lora_scripts.models.language_model import (
     DEFAULT_MOST_TOKENS,
     load_language_model,
@@ -90,7 +91,9 @@ class CausalLanguageModel:
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
         tokenizer = load_tokenizer(source.path, source.name)
         if config.quantization == "none":
-            model = load_language_model(source.path, source.name, dtype).to(device)
+            model = load_language_model(source.path, source.name, dtype)
+            swap_blocks(_layers(model), config.block_swap, device)  # so that the device never holds them all
+            model = model.to(device)
         else:
             model = load_quantised(source.path, source.name, dtype, device, config.quantization)
         fingerprint = f"{source.fingerprint} {dtype} {config.quantization} {device.type}"
@@ -132,10 +135,12 @@ class CausalLanguageModel:
     def drawn(self, batch: Batch, draws: Draws) -> Batch:
         return batch  # nothing is random
 
+    def blocks(self) -> Sequence[nn.Module]:
+        return _layers(self.model)
+
     def fusable_parts(self) -> Sequence[nn.Module]:
         """Norms, attention and feed-forward halves: a layer as a whole is what checkpointing repeats, so it stays as it is."""
-        layers = getattr(self.model.base_model, "layers", ())
-        return [part for layer in layers for part in layer.children()]
+        return [part for layer in self.blocks() for part in layer.children()]
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Minus the log probability of the trained tokens, summed; `per_example` is each text's mean. Of pairs, their losses.
@@ -293,6 +298,11 @@ class CausalLanguageModel:
             first += length
         reference = torch.cat(wanted)
         return bool((scores - reference).abs().max() <= TOLERANCES[self.model.dtype] * reference.abs().max())
+
+
+def _layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The decoder's layers, first to last."""
+    return list(getattr(model.base_model, "layers", ()))
 
 
 def _preference(config: RunConfig) -> Preference | None:

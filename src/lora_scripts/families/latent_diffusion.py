@@ -19,6 +19,7 @@ from lora_scripts.adapters.presets import BlockRoles
 from lora_scripts.config import RunConfig
 from lora_scripts.export.names import kohya_file_names
 from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
+from lora_scripts.models.block_swap import swap_blocks
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
 from lora_scripts.objectives.ddpm import NoiseSchedule
@@ -87,7 +88,9 @@ class LatentDiffusion(ABC):
             module.requires_grad_(False).eval()
         if device.type in CHANNELS_LAST:
             parts.unet.to(memory_format=torch.channels_last)
-        return cls(parts, source, config, device)
+        family = cls(parts, source, config, device)
+        swap_blocks(family.blocks(), config.block_swap, device)
+        return family
 
     @classmethod
     def outline(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
@@ -187,6 +190,11 @@ class LatentDiffusion(ABC):
 
     def drawn(self, batch: Batch, draws: Draws) -> Batch:
         return batch.with_tensors({**batch.tensors, **self._objective.drawn(batch, draws)})
+
+    def blocks(self) -> Sequence[nn.Module]:
+        unet = self._parts.unet
+        parts = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+        return [m for part in parts for m in part.modules() if type(m).__name__ == "BasicTransformerBlock"]
 
     def fusable_parts(self) -> Sequence[nn.Module]:
         return [module for module in self._parts.unet.modules() if type(module).__name__ in FUSABLE]

@@ -182,6 +182,10 @@ class ModelFamily(Protocol):
         """One forward pass of the training objective; no optimizer, no backward pass."""
         ...
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """The large blocks of the model in the order in which they compute; empty where they are not known."""
+        ...
+
     def fusable_parts(self) -> Sequence[nn.Module]:
         """Modules that occur many times and are worth compiling, each by itself; none within another one."""
         ...
