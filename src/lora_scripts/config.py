@@ -292,7 +292,7 @@ class TrainSettings(Section):
 
 
 class SpeedSettings(Section):
-    """How steps are computed; what is learnt stays the same, to rounding (docs/speed.md)."""
+    """How steps are computed."""
 
     compile: bool | Literal["auto"] = "auto"
     """Fuse the small operations of the model's blocks with torch.compile; the first step of every picture shape then takes seconds to minutes longer. auto: on a CUDA GPU, when the run is long enough to earn that back."""
