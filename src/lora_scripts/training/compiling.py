@@ -63,8 +63,10 @@ class CompiledParts:
 
 def compiler_fault(device: torch.device) -> str:
     """Why nothing can be compiled for this device, in few words; empty where a first function could be."""
+    from torch._dynamo import config
+
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), config.patch(suppress_errors=False):
             x = torch.ones(16, device=device, requires_grad=True)
             torch.compile(_first_function, dynamic=False)(x).sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # compilers, drivers and headers are missing in many ways, each with a class of its own

