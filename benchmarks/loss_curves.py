@@ -1,6 +1,6 @@
 """Losses of one run with each setting of speed, beside those of the plain run in float32: equal, or the difference.
 
-    python benchmarks/loss_curves.py [--steps 30] [--only "block_swap: 3"] [--update-docs]
+    python benchmarks/loss_curves.py [--steps 30] [--skip compile] [--update-docs]
 
 Pictures of the built-in world on `builtin:mini-sd`, and generated dialogues on a Llama of random weights, on this machine's
 processor. It measures what a setting does to the losses; what it does to the speed is not measured here.
@@ -75,7 +75,7 @@ def main() -> None:
             plain = losses_of(common, Path(folder) / "plain")
             for changes in OPTIONS[title]:
                 name = ", ".join(f"{key}: {str(value).lower()}" for key, value in changes.items())
-                if options.only is None or options.only == name:
+                if not options.skip.intersection(changes):
                     found = losses_of(common | changes, Path(folder) / "with")
                     lines.append(row(title, name, plain, found))
                     print(lines[-1], flush=True)
@@ -150,9 +150,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", help='one setting, as in the table: "block_swap: 3"')
+    parser.add_argument(
+        "--skip", nargs="*", default=[], help="settings to leave out: compile takes many minutes on a busy processor"
+    )
     parser.add_argument("--update-docs", action="store_true", help=f"put the table into {DOCS.relative_to(ROOT)}")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.skip = set(options.skip)
+    return options
 
 
 if __name__ == "__main__":
