@@ -37,7 +37,6 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     TEXT: [
         {"block_swap": 2},
         {"gradient_checkpointing": True},
-        {"packing": False},
         {"compile": True},
         {"mixed_precision": "bf16"},
     ],
