@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from lora_scripts.adapter_rules import adapter_faults
+from lora_scripts.speed_rules import speed_faults
 from lora_scripts.words import Words, words_of
 
 __all__ = ["RunConfig", "Size", "parse_size"]
@@ -34,7 +35,7 @@ PICTURES_ONLY = frozenset(
         "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
         "zero_terminal_snr", "clip_skip", "vae_precision", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
         "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
-        "metadata_level", "conv_rank", "conv_alpha", "preset", "export_as", "sample_negative_prompt", "sample_steps", "sample_guidance",
+        "metadata_level", "cuda_graphs", "conv_rank", "conv_alpha", "preset", "export_as", "sample_negative_prompt", "sample_steps", "sample_guidance",
     }
 )  # fmt: skip
 DIALOGUES_ONLY = frozenset(
@@ -290,6 +291,17 @@ class TrainSettings(Section):
     """Threads that decode pictures while they are encoded; results do not depend on it."""
 
 
+class SpeedSettings(Section):
+    """How steps are computed."""
+
+    compile: bool | Literal["auto"] = "auto"
+    """Fuse the small operations of the model's blocks with torch.compile; the first step of every picture shape then takes seconds to minutes longer. auto: on a CUDA GPU, when the run is long enough to earn that back."""
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    """Start all kernels of a pass at once, instead of one by one from Python. auto: on a CUDA GPU wherever it is possible; true on a CPU runs the same code without the gain."""
+    block_swap: Annotated[int, Field(ge=0, le=1024)] = 0
+    """So many blocks of the frozen model stay in the computer's memory and are fetched while the ones before them compute; for models that do not fit otherwise. `lora-scripts plan` says how many it takes."""
+
+
 class LossSettings(Section):
     """What the denoiser is asked to learn."""
 
@@ -365,6 +377,7 @@ class RunConfig(
     OutputSettings,
     ValidationSettings,
     LossSettings,
+    SpeedSettings,
     TrainSettings,
     AdapterSettings,
     ModelSettings,
@@ -427,6 +440,7 @@ class RunConfig(
                 f"lora_init: pissa: not with quantization: {self.quantization}. What it promises there needs the rest of each "
                 "weight to be quantised in place of the weight, which is not done here. Remove one of them."
             )
+        faults += speed_faults(self)
         if self.sample_every == 0:
             for setting in (
                 "sample_prompts",

@@ -81,6 +81,7 @@ def run(
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.planning.fit_memory import fit_memory
     from lora_scripts.processes import LostProcessError, spread_over
+    from lora_scripts.speeding import choose_speed, keep_at_hand
     from lora_scripts.tasks import task_of
     from lora_scripts.tasks.protocol import Run
     from lora_scripts.training.chosen import Chosen
@@ -152,6 +153,10 @@ def run(
             judge.validate(0)
 
     # Training.
+    check = prepared.check.prediction
+    speed = choose_speed(
+        config, family, data, device, max_steps - state.step, check.step_seconds if check else None, events
+    )
     pauses = Pauses(
         save=lambda step: run_state.save(state, events),
         preview=previews.render,
@@ -163,8 +168,9 @@ def run(
     )
     try:
         complete = train(
-            family, adapter, optimizer, data, plan, config, max_steps, state, pauses, events, device, scaler, processes
-        )
+            family, adapter, optimizer, keep_at_hand(data, device), plan, config, max_steps, state, pauses, events,
+            device, scaler, processes, speed,
+        )  # fmt: skip
     except LostProcessError:
         if processes.is_first and state.step:
             run_state.save(state, events)  # weights change only with a step that all processes have completed

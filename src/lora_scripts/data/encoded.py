@@ -51,6 +51,7 @@ class EncodedDataset:
     Attributes:
         images: (example index, mirrored) -> that view's tensors.
         texts: caption text -> its tensors; empty when captions are encoded in the loss.
+        home: the device where all of them lie; None for the computer's own memory.
     """
 
     dataset: Dataset
@@ -58,6 +59,16 @@ class EncodedDataset:
     flip: bool
     images: Mapping[tuple[int, bool], Mapping[str, Tensor]]
     texts: Mapping[str, Mapping[str, Tensor]]
+    home: torch.device | None = None
+
+    def at_home_on(self, device: torch.device, most_bytes: int) -> EncodedDataset:
+        """The same with all encodings on the device, where they take no more than so much of its memory."""
+        rows = [*self.images.values(), *self.texts.values()]
+        if sum(tensor.nbytes for row in rows for tensor in row.values()) > most_bytes:
+            return self
+        images = {view: {name: t.to(device) for name, t in row.items()} for view, row in self.images.items()}
+        texts = {text: {name: t.to(device) for name, t in row.items()} for text, row in self.texts.items()}
+        return replace(self, images=images, texts=texts, home=device)
 
     @property
     def examples(self) -> Sequence[Example]:

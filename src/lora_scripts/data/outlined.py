@@ -28,6 +28,7 @@ class OutlinedPictures:
 
     dataset: Dataset
     family: PictureFamily
+    home: torch.device | None = None
 
     @property
     def examples(self) -> Sequence[Example]:
@@ -37,6 +38,9 @@ class OutlinedPictures:
         return replace(self, dataset=replace(self.dataset, examples=[self.examples[i] for i in indices]))
 
     def as_written(self) -> OutlinedPictures:
+        return self
+
+    def at_home_on(self, device: torch.device, most_bytes: int) -> OutlinedPictures:
         return self
 
     def batch(self, samples: Sequence[Sample], device: torch.device) -> Batch:

@@ -76,6 +76,15 @@ class TrainingData(Protocol):
     @property
     def examples(self) -> Sequence[TrainingExample]: ...
 
+    @property
+    def home(self) -> torch.device | None:
+        """The device where its tensors lie; None for the computer's own memory."""
+        ...
+
+    def at_home_on(self, device: torch.device, most_bytes: int) -> Self:
+        """The same with its tensors on the device, where they take no more than so much of its memory."""
+        ...
+
     def batch(self, samples: Sequence[Sample], device: torch.device) -> Batch:
         """The examples of one micro-batch on the device; all of one shape."""
         ...

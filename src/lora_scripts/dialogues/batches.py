@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from lora_scripts.data.dataset import LeftOut
 from lora_scripts.dialogues.conversation import Dialogue
@@ -122,10 +122,14 @@ class DialogueBatches:
     """The training data of a language model, as `data.training_data.TrainingData` describes it."""
 
     dataset: DialogueListing
+    home: ClassVar[None] = None
 
     @property
     def examples(self) -> Sequence[TrainedDialogue]:
         return self.dataset.examples
+
+    def at_home_on(self, device: torch.device, most_bytes: int) -> Self:
+        return self  # a few thousand numbers for each pass: they are put together on the way
 
     def part(self, indices: Sequence[int]) -> DialogueBatches:
         return DialogueBatches(replace(self.dataset, examples=[self.dataset.examples[i] for i in indices]))

@@ -22,6 +22,7 @@ from lora_scripts.adapters.targets import language_model_targets
 from lora_scripts.dialogues.pair_batches import joined
 from lora_scripts.export.names import LANGUAGE_MODEL
 from lora_scripts.families.protocol import Batch, Loss, PassWork
+from lora_scripts.models.block_swap import swap_blocks
 from lora_scripts.models.language_model import (
     DEFAULT_MOST_TOKENS,
     load_language_model,
@@ -31,7 +32,7 @@ from lora_scripts.models.language_model import (
 from lora_scripts.models.last_layer import KEPT, can_finish_for_some
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.quantised import load_quantised
-from lora_scripts.models.segment_attention import segments_at_work
+from lora_scripts.models.segment_attention import Segments, segments_at_work
 from lora_scripts.objectives.next_token import Head, next_token_losses
 from lora_scripts.objectives.preference import Preference
 
@@ -56,6 +57,7 @@ class CausalLanguageModel:
     name: ClassVar[str] = "causal_lm"
     task: ClassVar[str] = "text-generation"
     num_levels: ClassVar[int] = 1
+    few_shapes: ClassVar[bool] = False
     conv_targets: ClassVar[Mapping[str, Sequence[str]]] = {}
     block_roles: ClassVar[BlockRoles] = {}
 
@@ -89,7 +91,9 @@ class CausalLanguageModel:
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
         tokenizer = load_tokenizer(source.path, source.name)
         if config.quantization == "none":
-            model = load_language_model(source.path, source.name, dtype).to(device)
+            model = load_language_model(source.path, source.name, dtype)
+            swap_blocks(_layers(model), config.block_swap, device)  # so that the device never holds them all
+            model = model.to(device)
         else:
             model = load_quantised(source.path, source.name, dtype, device, config.quantization)
         fingerprint = f"{source.fingerprint} {dtype} {config.quantization} {device.type}"
@@ -127,6 +131,16 @@ class CausalLanguageModel:
                 layer._gradient_checkpointing_func = again
                 layer.gradient_checkpointing = on
                 layer.training = on  # transformers asks for it; the modules below it stay in evaluation mode
+
+    def drawn(self, batch: Batch, draws: Draws) -> Batch:
+        return batch  # nothing is random
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return _layers(self.model)
+
+    def fusable_parts(self) -> Sequence[nn.Module]:
+        """Norms, attention and feed-forward halves: a layer as a whole is what checkpointing repeats, so it stays as it is."""
+        return [part for layer in self.blocks() for part in layer.children()]
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Minus the log probability of the trained tokens, summed; `per_example` is each text's mean. Of pairs, their losses.
@@ -228,7 +242,7 @@ class CausalLanguageModel:
         return {
             "input_ids": packed[None],
             "position_ids": position[None],
-            "segment_lengths": list(lengths),
+            "segment_lengths": Segments(lengths),
             "use_cache": False,
         }
 
@@ -284,6 +298,11 @@ class CausalLanguageModel:
             first += length
         reference = torch.cat(wanted)
         return bool((scores - reference).abs().max() <= TOLERANCES[self.model.dtype] * reference.abs().max())
+
+
+def _layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The decoder's layers, first to last."""
+    return list(getattr(model.base_model, "layers", ()))
 
 
 def _preference(config: RunConfig) -> Preference | None:

@@ -19,6 +19,7 @@ from lora_scripts.adapters.presets import BlockRoles
 from lora_scripts.config import RunConfig
 from lora_scripts.export.names import kohya_file_names
 from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
+from lora_scripts.models.block_swap import swap_blocks
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
 from lora_scripts.objectives.ddpm import NoiseSchedule
@@ -43,6 +44,12 @@ VAE_DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat
 """`vae_precision` to dtype. Every picture is encoded once and cached, so the autoencoder's time hardly counts in a run, while
 what is lost in its latents is lost in every step: in float32, then, wherever it runs."""
 
+CHANNELS_LAST = ("cpu", "cuda")
+"""Devices whose convolutions are fastest where the channels of a pixel lie side by side (oneDNN, cuDNN on tensor cores)."""
+
+FUSABLE = frozenset({"BasicTransformerBlock", "ResnetBlock2D"})
+"""Classes of diffusers that the U-Net is made of, compiled one by one: a dozen of them differ, so it takes little time."""
+
 PIXELS_AT_ONCE = 4 * 512 * 512
 """Pictures are encoded in groups of at most so many pixels; the autoencoder takes about 1 GB for each 512x512 in float32."""
 
@@ -53,6 +60,7 @@ class LatentDiffusion(ABC):
     name: ClassVar[str]
     task: ClassVar[str] = "text-to-image"
     num_levels: ClassVar[int] = 16
+    few_shapes: ClassVar[bool] = True
     conv_targets: ClassVar[Mapping[str, Sequence[str]]] = {"unet": UNET_CONVOLUTIONS}
     block_roles: ClassVar[BlockRoles] = {
         "content": ("unet.down.2", "unet.mid", "unet.up.1"),
@@ -78,14 +86,16 @@ class LatentDiffusion(ABC):
         parts = load_stable_diffusion(source, device, dtype, vae_dtype=VAE_DTYPES[config.vae_precision])
         for module in (parts.unet, parts.vae, *parts.text_encoders):
             module.requires_grad_(False).eval()
-        if device.type == "cpu":
+        if device.type in CHANNELS_LAST:
             parts.unet.to(memory_format=torch.channels_last)
-        return cls(parts, source, config, device)
+        family = cls(parts, source, config, device)
+        swap_blocks(family.blocks(), config.block_swap, device)
+        return family
 
     @classmethod
     def outline(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
         parts = outline_stable_diffusion(source, device, dtype, vae_dtype=VAE_DTYPES[config.vae_precision])
-        if device.type == "cpu":
+        if device.type in CHANNELS_LAST:
             fill_with_nothing(parts.unet, device, images=torch.channels_last)
         return cls(parts, source, config, device)
 
@@ -178,6 +188,17 @@ class LatentDiffusion(ABC):
         unet = self._parts.unet
         (unet.enable_gradient_checkpointing if on else unet.disable_gradient_checkpointing)()
 
+    def drawn(self, batch: Batch, draws: Draws) -> Batch:
+        return batch.with_tensors({**batch.tensors, **self._objective.drawn(batch, draws)})
+
+    def blocks(self) -> Sequence[nn.Module]:
+        unet = self._parts.unet
+        parts = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+        return [m for part in parts for m in part.modules() if type(m).__name__ == "BasicTransformerBlock"]
+
+    def fusable_parts(self) -> Sequence[nn.Module]:
+        return [module for module in self._parts.unet.modules() if type(module).__name__ in FUSABLE]
+
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The loss of the predicted noise (or velocity), one number per picture, summed."""
         noised = self._objective.noised(batch, draws)
@@ -193,7 +214,7 @@ class LatentDiffusion(ABC):
     def _denoise(self, noisy_latents: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
         """[B,4,h,w] what the U-Net predicts, in its number format."""
         unet = self._parts.unet
-        if self._device.type == "cpu":
+        if self._device.type in CHANNELS_LAST:
             noisy_latents = noisy_latents.contiguous(memory_format=torch.channels_last)
         model_pred: Tensor = unet(
             noisy_latents.to(self._unet_dtype), timesteps, return_dict=False, **self.conditions(batch)

@@ -70,6 +70,10 @@ class Batch:
     levels: Sequence[float] | None = None
     filled: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Batch:
+        """The same examples with these tensors in place of theirs."""
+        return replace(self, tensors=tensors)
+
     def at_levels(self, levels: Sequence[float]) -> Batch:
         """The same examples at prescribed noise levels."""
         return replace(self, levels=levels)
@@ -140,12 +144,14 @@ class ModelFamily(Protocol):
         conv_targets: the same for what else gets one where convolutions train; empty where there is none.
         block_roles: which blocks decide what is in a picture and which its look, for `preset`; empty where nobody knows.
         components: the modules that adapters can be attached to: {"unet": ..., "text_encoder": ...}.
+        few_shapes: whether all batches have one of a few shapes (buckets), rather than each its own (texts).
         num_levels: most noise levels at which an example can be measured; 1 where the loss draws nothing.
     """
 
     name: ClassVar[str]
     task: ClassVar[str]
     num_levels: ClassVar[int]
+    few_shapes: ClassVar[bool]
     conv_targets: ClassVar[Mapping[str, Sequence[str]]]
     block_roles: ClassVar[BlockRoles]
 
@@ -168,8 +174,20 @@ class ModelFamily(Protocol):
         """Whether the backward pass computes activations again rather than keeping them; off after `load`."""
         ...
 
+    def drawn(self, batch: Batch, draws: Draws) -> Batch:
+        """The batch with all that `loss` would draw for it among its tensors; `loss` then computes on tensors alone."""
+        ...
+
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """One forward pass of the training objective; no optimizer, no backward pass."""
+        ...
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The large blocks of the model in the order in which they compute; empty where they are not known."""
+        ...
+
+    def fusable_parts(self) -> Sequence[nn.Module]:
+        """Modules that occur many times and are worth compiling, each by itself; none within another one."""
         ...
 
     def work(self, batch: Batch) -> PassWork | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,9 +23,16 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["NAME", "segment_attention", "segments_at_work"]
+__all__ = ["NAME", "Segments", "keep_out_of_graphs", "segment_attention", "segments_at_work"]
 
 NAME = "lora_scripts_segments"
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Lengths of the texts of a row. An object of its own, because a list would make torch.compile begin anew for other lengths."""
+
+    lengths: Sequence[int]
 
 
 @contextmanager
@@ -49,7 +57,7 @@ def segment_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    segment_lengths: Sequence[int],
+    segment_lengths: Segments,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -72,7 +80,7 @@ def segment_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    lengths = list(segment_lengths)
+    lengths = list(segment_lengths.lengths)
     parts = zip(*(torch.split(part, lengths, dim=2) for part in (query, key, value)), strict=True)
     out = [_attend(q, k, v, scaling, sliding_window, softcap) for q, k, v in parts]
     return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
@@ -97,4 +105,14 @@ def _attend(
 def _register() -> None:
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, segment_attention)
+    AttentionInterface.register(NAME, _at_work)
+
+
+_at_work = segment_attention
+
+
+def keep_out_of_graphs() -> None:
+    """Compiled layers call the attention as it is from now on: how many texts a row has differs from pass to pass."""
+    global _at_work
+    if _at_work is segment_attention:
+        _at_work = torch.compiler.disable(segment_attention)  # type: ignore[no-untyped-call]

@@ -58,17 +58,24 @@ class DenoisingObjective:
         self._config, self._device = config, device
         self.schedule = schedule.to(device)
 
+    def drawn(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """All that is random in a pass, on the CPU: "posterior" and "noise" [B,C,h,w], "timesteps" [B]."""
+        config, keys = self._config, batch.keys
+        shape = batch.tensors["latents_mean"].shape[1:]
+        noise = draws.normal(keys, shape, "noise")
+        if config.noise_offset and batch.levels is None:
+            noise = offset_noise(noise, draws.normal(keys, (shape[0], 1, 1), "offset"), config.noise_offset)
+        return {
+            "posterior": draws.normal(keys, shape, "posterior"),
+            "noise": noise,
+            "timesteps": self._timesteps(batch, draws),
+        }
+
     def noised(self, batch: Batch, draws: Draws) -> Noised:
         """The batch's latents, drawn from their distribution, with noise on them."""
-        config, keys = self._config, batch.keys
-        mean, std = batch.tensors["latents_mean"], batch.tensors["latents_std"]
-        shape = mean.shape[1:]
-        latents = torch.addcmul(mean, std, self._on_device(draws.normal(keys, shape, "posterior")))
-        noise = self._on_device(draws.normal(keys, shape, "noise"))
-        if config.noise_offset and batch.levels is None:
-            offsets = self._on_device(draws.normal(keys, (shape[0], 1, 1), "offset"))
-            noise = offset_noise(noise, offsets, config.noise_offset)
-        timesteps = self._on_device(self._timesteps(batch, draws))
+        drawn = batch.tensors if "noise" in batch.tensors else self.drawn(batch, draws)
+        posterior, noise, timesteps = (self._on_device(drawn[name]) for name in ("posterior", "noise", "timesteps"))
+        latents = torch.addcmul(batch.tensors["latents_mean"], batch.tensors["latents_std"], posterior)
         noisy_latents = add_noise(self.schedule, latents, noise, timesteps)
         return Noised(noisy_latents, training_target(self.schedule, latents, noise, timesteps), timesteps)
 

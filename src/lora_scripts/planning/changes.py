@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES, SCRATCH, MemoryNeeds, MemoryPlan, micro_batch_sizes
 from lora_scripts.planning.quantised_bytes import QUANTIZATIONS
+from lora_scripts.speed_rules import can_swap
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +101,14 @@ def _steps(
         more = passes.saved_by(kind) - passes.saved_by(QUANTIZATIONS[held])
         needs, held = needs.beside(-more), QUANTIZATIONS.index(kind)
         yield f"quantization: {kind}", "weights are rounded", total()
+    if config.block_swap < passes.num_blocks and config.quantization == "none" and held == 0 and can_swap(config):
+        here, most = passes.saved_by_swapping(config.block_swap), passes.num_blocks
+        counts = range(config.block_swap + 1, most + 1)
+        fitting = (n for n in counts if total() - (passes.saved_by_swapping(n) - here) <= plan.budget_bytes)
+        count = next(fitting, None)
+        if count is not None:
+            needs = needs.beside(here - passes.saved_by_swapping(count))
+            yield f"block_swap: {count}", "weights are fetched in every pass, the result is the same", total()
     for setting, data_then in data.smaller():
         other = passes.with_data(data_then)
         pass_bytes = other.trace(size, checkpointing).peak_bytes

@@ -45,6 +45,8 @@ def memory_terms(
     cost = passes.cost(plan.micro_batch)
     size = f"{cost:,} tokens at most" if config.task_type == "text-generation" else f"{cost:,} pixels at most"
     quantised = "" if config.quantization == "none" else f"in {config.quantization}, head and embeddings not"
+    if config.block_swap:
+        quantised = f"{config.block_swap} blocks of the model are in the computer's memory"
     on, off = ("on", "off") if plan.checkpointing else ("off", "on")
     terms = [
         Term("frozen weights", passes.weight_bytes - weights - passes.saved_by(config.quantization), quantised),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.data.sampler import Sample, StepPlan
+from lora_scripts.models.block_swap import swap_saving
 from lora_scripts.models.quantised import stored_bytes
 from lora_scripts.planning.activations import PassTrace, trace_pass
 from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES, MemoryNeeds, MemoryPlan, PassBytes
@@ -49,8 +50,18 @@ class Passes:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the components that take part in a step, adapter included."""
-        return sum(stored_bytes(self._family.components[name]) for name in self._adapter.groups())
+        """Of the components that take part in a step, adapter included, as far as they are on the device at a time."""
+        stored = sum(stored_bytes(self._family.components[name]) for name in self._adapter.groups())
+        return stored - self.saved_by_swapping(self._config.block_swap)
+
+    @property
+    def num_blocks(self) -> int:
+        """That can be swapped."""
+        return len(self._family.blocks())
+
+    def saved_by_swapping(self, count: int) -> int:
+        """Bytes of the weights that so many swapped blocks save."""
+        return swap_saving(self._family.blocks(), count)
 
     def saved_by(self, quantization: Quantization) -> int:
         """Bytes of the weights that it would save; of a model that is not quantised yet."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_scripts.config import RunConfig
+from lora_scripts.data.ahead import BatchesAhead
 from lora_scripts.errors import TrainingError
 from lora_scripts.processes import ONE, Processes
 from lora_scripts.training.anomalies import Action, Guard, Verdict
@@ -22,6 +23,7 @@ from lora_scripts.training.micro_batches import MicroBatches
 from lora_scripts.training.optimizers import effective_learning_rates, set_learning_rates
 from lora_scripts.training.picture_losses import PictureLosses
 from lora_scripts.training.snapshot import Snapshot
+from lora_scripts.training.speed import PLAIN, Speed
 from lora_scripts.training.spill import SpillGuard
 from lora_scripts.training.throughput import ThroughputMeter
 
@@ -109,6 +111,7 @@ def train(
     device: torch.device,
     scaler: torch.amp.GradScaler,
     processes: Processes = ONE,
+    speed: Speed = PLAIN,
 ) -> bool:
     """Trains the adapter from `state.step` to `max_steps`; true when the run is complete, false when asked to stop.
 
@@ -129,16 +132,24 @@ def train(
     num_examples = len(data.examples)
     picture_losses = PictureLosses(num_examples, state.picture_losses)
 
+    one_pass = speed.training_pass(family, draws, parameters, scaler, device, events)
+    home = data.home or torch.device("cpu")
+    batches = BatchesAhead(lambda uses: family.drawn(data.batch(uses, home), draws), device)
+
     def backward(uses: Sequence[Sample]) -> Loss:
-        batch = throughput.batch(lambda: data.batch(uses, device))
-        loss = family.loss(batch, draws)
-        scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+        loss = one_pass(throughput.batch(lambda: batches.take(uses)))
         picture_losses.add(uses, loss)
         return loss
 
     def begin_again() -> None:
+        one_pass.forget()
+        batches.forget()
         adapter.zero_grad()
         picture_losses.begin()
+
+    def announce(step: int) -> None:
+        if step < max_steps:
+            batches.expect(plan.micro_batches(processes.share(plan.step(step)), micro_batches.size))
 
     while state.step < max_steps and not state.ended:
         step, uses_of_step = state.step, plan.step(state.step)
@@ -152,6 +163,9 @@ def train(
         # Forward and backward, one micro-batch at a time.
         began = time.perf_counter()
         picture_losses.begin()
+        if not batches.num_announced:
+            announce(step)
+        announce(step + 1)
         total, count = micro_batches.run(processes.share(uses_of_step), backward, begin_again)
 
         # One mean per optimizer step.
@@ -180,6 +194,7 @@ def train(
             guard = Guard(**state.guard)
             guard.lower_rate()
             picture_losses = PictureLosses(num_examples, state.picture_losses)
+            batches.forget()
             meter.forget()
             events.rewound(
                 state.step,
@@ -199,6 +214,7 @@ def train(
         last = state.step == max_steps
         if pauses.validate_every and (last or state.step % pauses.validate_every == 0):
             meter.report(effective_learning_rates(optimizer))
+            one_pass.forget()
             state.ended = processes.from_first(lambda: pauses.validate(state.step)) and not last
         saving = last or stopping or state.ended or state.step % pauses.save_every == 0
         if saving or state.step % config.log_steps == 0:
@@ -218,6 +234,7 @@ def train(
             and not stopping
             and processes.is_first
         ):
+            one_pass.forget()
             pauses.preview(state.step)
         if saving or pauses.preview_every or pauses.validate_every:
             meter.resume_clock()

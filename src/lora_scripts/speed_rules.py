@@ -1,0 +1,53 @@
+"""What the settings of speed cannot do, said before any weight is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_scripts.config import RunConfig
+
+__all__ = ["can_swap", "graph_obstacles", "speed_faults"]
+
+
+def graph_obstacles(config: RunConfig) -> list[str]:
+    """Settings under which a pass cannot be repeated kernel by kernel, each with the reason."""
+    obstacles = []
+    if config.train_text_encoder:
+        obstacles.append("train_text_encoder: captions become tokens within the pass, on the CPU")
+    if config.lora_dropout:
+        obstacles.append("lora_dropout: every pass draws its own random numbers")
+    if config.block_swap:
+        obstacles.append("block_swap: what is fetched when is decided as the pass goes")
+    if config.gradient_checkpointing is True:
+        obstacles.append("gradient_checkpointing: the backward pass asks for the state of the random generator")
+    return obstacles
+
+
+def speed_faults(config: RunConfig) -> list[str]:
+    """Messages about settings that exclude one another."""
+    faults = []
+    if config.cuda_graphs is True and config.task_type != "text-generation":
+        faults += [f"cuda_graphs: true: not with {reason}. Remove one of them." for reason in graph_obstacles(config)]
+    if config.block_swap:
+        faults += [f"block_swap: not with {reason}. Remove one of them." for reason in _swap_obstacles(config)]
+    return faults
+
+
+def can_swap(config: RunConfig) -> bool:
+    """Whether blocks of this run's model can be swapped."""
+    return not _swap_obstacles(config)
+
+
+def _swap_obstacles(config: RunConfig) -> list[str]:
+    obstacles = []
+    if config.adapter in ("dora", "oft") or config.lora_init == "pissa":
+        kind = f"adapter: {config.adapter}" if config.adapter in ("dora", "oft") else "lora_init: pissa"
+        obstacles.append(f"{kind}, whose files are made from the frozen weights, which are not on the device then")
+    if config.base_loras:
+        obstacles.append("base_loras, which are folded into the frozen weights")
+    if config.quantization != "none":
+        obstacles.append(f"quantization: {config.quantization}, whose packed weights are not moved yet")
+    if config.compile is True:
+        obstacles.append("compile: true, which would compile the fetching too")
+    return obstacles

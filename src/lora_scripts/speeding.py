@@ -1,0 +1,104 @@
+"""What a run does to be fast, chosen from its settings, its device and its length."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_scripts.speed_rules import graph_obstacles
+from lora_scripts.training.speed import Speed
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_scripts.config import RunConfig
+    from lora_scripts.data.training_data import TrainingData
+    from lora_scripts.families.protocol import ModelFamily
+    from lora_scripts.training.compiling import CompiledParts
+    from lora_scripts.training.events import Events
+
+__all__ = ["choose_speed", "keep_at_hand"]
+
+COMPILED_SAVES = 0.15
+"""Share of a step's time; published gains of compiled blocks lie between a tenth and a third."""
+COMPILING_S, SHAPE_S = 60.0, 20.0
+"""Seconds of compiling without a cache: in any case, and for every shape of picture. Guesses on the safe side."""
+SHARE_FOR_DATA = 0.04
+"""Of a card's free memory, for encodings: it lies in the 8 % that a memory plan leaves alone."""
+
+
+def choose_speed(
+    config: RunConfig,
+    family: ModelFamily,
+    data: TrainingData,
+    device: torch.device,
+    steps: int,
+    step_seconds: float | None,
+    events: Events,
+) -> Speed:
+    """What the settings ask for, as far as it can be had; one line for each thing that is switched on or cannot be.
+
+    Args:
+        config: with the memory plan in it.
+        steps: still to do.
+        step_seconds: of one of them, uncompiled; None where it was not measured.
+    """
+    return Speed(
+        _compiled(config, family, data, device, steps, step_seconds, events),
+        _graphs(config, family, device, events),
+    )
+
+
+def keep_at_hand(data: TrainingData, device: torch.device) -> TrainingData:
+    """The data on the device where it is an accelerator with room for it; else as it is, to be fetched ahead."""
+    import torch
+
+    if device.type != "cuda":
+        return data
+    free, _ = torch.cuda.mem_get_info(device)
+    return data.at_home_on(device, round(SHARE_FOR_DATA * free))
+
+
+def _compiled(
+    config: RunConfig,
+    family: ModelFamily,
+    data: TrainingData,
+    device: torch.device,
+    steps: int,
+    step_seconds: float | None,
+    events: Events,
+) -> CompiledParts | None:
+    if config.compile is False or config.block_swap or (config.compile == "auto" and device.type != "cuda"):
+        return None
+    shapes = len({example.shape for example in data.examples}) if family.few_shapes else 1
+    costs = COMPILING_S + SHAPE_S * shapes
+    if config.compile == "auto" and steps * (step_seconds or 0.0) * COMPILED_SAVES < costs:
+        return None
+    from lora_scripts.training.compiling import CompiledParts, compiler_fault, use_lasting_cache
+
+    parts = family.fusable_parts()
+    if not parts:
+        events.note("compile: this model has no repeated blocks that are known here; it runs as it is.", "warning")
+        return None
+    use_lasting_cache()
+    if fault := compiler_fault(device):
+        events.note(f"compile: nothing can be compiled here ({fault}); the run goes on without.", "warning")
+        return None
+    events.note(
+        f"Compiling {len(parts)} parts of the model: the first step of each of {shapes} "
+        f"shape{'' if shapes == 1 else 's'} takes longer, less so when the same was compiled here before."
+    )
+    return CompiledParts(parts, few_shapes=family.few_shapes)
+
+
+def _graphs(config: RunConfig, family: ModelFamily, device: torch.device, events: Events) -> bool:
+    if config.cuda_graphs is False or not family.few_shapes:
+        return False
+    if config.cuda_graphs == "auto" and device.type != "cuda":
+        return False
+    if obstacles := graph_obstacles(config):  # checkpointing may have been chosen by the memory plan
+        if config.cuda_graphs is True:
+            events.note(f"cuda_graphs: not with {obstacles[0]}.", "warning")
+        return False
+    if device.type == "cuda":
+        events.note("Passes are recorded as CUDA graphs, one for each shape.")
+    return True

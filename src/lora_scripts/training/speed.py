@@ -1,0 +1,87 @@
+"""How a run computes its passes: what was chosen for it, and the pass that comes of it. The loop sees no difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from lora_scripts.training.graphs import GraphsOrPlain, StaticPasses
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lora_scripts.families.protocol import Batch, Loss, ModelFamily
+    from lora_scripts.training.compiling import CompiledParts
+    from lora_scripts.training.draws import Draws
+    from lora_scripts.training.events import Events
+
+__all__ = ["PLAIN", "Speed", "TrainingPass"]
+
+
+class TrainingPass(Protocol):
+    """Forward and backward over one micro-batch, whose tensors hold all that is random."""
+
+    def __call__(self, batch: Batch) -> Loss:
+        """The loss, of which no further gradient is asked; its gradient was added to that of the parameters."""
+        ...
+
+    def forget(self) -> None:
+        """Gives back memory that is held between passes."""
+        ...
+
+
+@dataclass(frozen=True)
+class _PlainPass:
+    run: Callable[[Batch], Loss]
+
+    def __call__(self, batch: Batch) -> Loss:
+        return self.run(batch)
+
+    def forget(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a run uses.
+
+    Attributes:
+        compiled: parts of the model that run compiled; None for none.
+        graphs: whether passes are recorded and repeated.
+    """
+
+    compiled: CompiledParts | None = None
+    graphs: bool = False
+
+    def training_pass(
+        self,
+        family: ModelFamily,
+        draws: Draws,
+        parameters: Sequence[nn.Parameter],
+        scaler: torch.amp.GradScaler,
+        device: torch.device,
+        events: Events,
+    ) -> TrainingPass:
+        """The pass of this run."""
+
+        def forward(batch: Batch) -> Loss:
+            with at_work():
+                return family.loss(batch, draws)
+
+        def plain(batch: Batch) -> Loss:
+            with at_work():  # around the backward pass too: checkpointing calls the parts again in it
+                loss = family.loss(batch, draws)
+                scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        at_work = nullcontext if self.compiled is None else self.compiled.at_work
+        if not self.graphs:
+            return _PlainPass(plain)
+        return GraphsOrPlain(StaticPasses(forward, scaler.scale, parameters, device), plain, events)
+
+
+PLAIN = Speed()
+"""Every operation by itself, as torch does it by default."""
