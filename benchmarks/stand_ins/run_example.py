@@ -38,6 +38,9 @@ def put_stand_in_in_place() -> None:
     package.transforms = transforms  # type: ignore[attr-defined]
     sys.modules["torchvision"] = package
     sys.modules["torchvision.transforms"] = transforms
+    functional = ModuleType("torchvision.transforms.functional")
+    functional.crop = transforms.crop  # type: ignore[attr-defined]
+    sys.modules["torchvision.transforms.functional"] = functional
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""The few names of `torchvision.transforms` that diffusers' text-to-image examples use, on Pillow and torch alone.
+"""The few names of `torchvision.transforms` that diffusers' text-to-image examples and sd-scripts use, on Pillow and torch alone.
 
-For `benchmarks/style_vs_diffusers.py`, on machines without torchvision: it has no build for every build of torch. Only
-what those examples need is here, each class with the arguments they pass. Every class is called with one picture and
+For the peers of `benchmarks/`, on machines without torchvision: it has no build for every build of torch. Only
+what they need is here, each class with the arguments they pass. Every class is called with one picture and
 returns one. Legend: C channels, H W height and width.
 Source: the behaviour described in torchvision's documentation of `transforms` (version 1 of the interface).
 """
@@ -27,6 +27,7 @@ __all__ = [
     "RandomHorizontalFlip",
     "Resize",
     "ToTensor",
+    "crop",
 ]
 
 
@@ -127,6 +128,11 @@ class Normalize:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return (pixels - torch.tensor(self.mean).view(-1, 1, 1)) / torch.tensor(self.std).view(-1, 1, 1)
+
+
+def crop(image: Image.Image, top: int, left: int, height: int, width: int) -> Image.Image:
+    """The rectangle of that size whose upper left corner is there; as `transforms.functional.crop`."""
+    return image.crop((left, top, left + width, top + height))
 
 
 def _crop(image: Image.Image, left: int, top: int, size: int) -> Image.Image:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs" / "benchmarks.md"
 STAND_INS = ROOT / "benchmarks" / "stand_ins"
 
 for _place in (ROOT / "src", ROOT / "tests"):

@@ -8,8 +8,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from suite import ROOT  # which makes src importable
-
 SEED = 42
 TOKENIZERS = {"openai_clip-vit-large-patch14": "<|endoftext|>", "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k": "!"}
 """Folder in sd-scripts' `--tokenizer_cache_dir` to what captions are filled up with."""
@@ -44,7 +42,11 @@ class Pictures:
 
 
 def make_base(place: Path, family: str) -> Base:
-    """Random weights of the family's full size, or `mini-sd` as it is built in; made once per place."""
+    """Random weights of the family's full size, made once per place.
+
+    Args:
+        family: "sd15" or "sdxl"; "tiny-sdxl" for a few layers of it; "mini-sd" as it is built in.
+    """
     import torch
 
     from lora_scripts.builtin.weights import builtin_path
@@ -60,6 +62,13 @@ def make_base(place: Path, family: str) -> Base:
         folder = builtin_path(family)
         shutil.copyfile(builtin_single_file(folder), base.file)
         shutil.copytree(folder, base.folder)
+        return base
+    if family.startswith("tiny-"):
+        from helpers.tiny_diffusion import save_folder, save_single_file, tiny_parts
+
+        parts = tiny_parts(family.removeprefix("tiny-"))
+        save_single_file(parts, base.file)
+        save_folder(parts, base.folder)
         return base
     from helpers.full_size import write_full_size
 
@@ -118,7 +127,7 @@ def pipeline_index(folder: Path, parts: object) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n", "utf-8")
 
 
-def make_pictures(place: Path, *, side: int, batch_size: int, steps: int, latent_side: int) -> Pictures:
+def make_pictures(place: Path, *, side: int, batch_size: int, steps: int) -> Pictures:
     """As many pictures as the steps use, with captions, and what our side draws for them in every step."""
     import numpy as np
     import torch
@@ -129,6 +138,7 @@ def make_pictures(place: Path, *, side: int, batch_size: int, steps: int, latent
     from lora_scripts.objectives.ddpm import sample_timesteps
     from lora_scripts.training.draws import Draws
 
+    latent_side = side // 8
     shutil.rmtree(place, ignore_errors=True)
     pictures = Pictures(place / "plain", place / "table", place / "kohya", place / "draws.safetensors")
     kohya = pictures.kohya / "1_pictures"
@@ -163,4 +173,4 @@ def make_pictures(place: Path, *, side: int, batch_size: int, steps: int, latent
     return pictures
 
 
-__all__ = ["ROOT", "SEED", "Base", "Pictures", "make_base", "make_pictures"]
+__all__ = ["SEED", "Base", "Pictures", "make_base", "make_pictures"]

@@ -1,4 +1,7 @@
-"""Trainers in processes of their own that take their steps in turns, so that what else the machine does meets all alike."""
+"""Processes that take their steps in turns, so that what else the machine does meets all alike.
+
+The processes talk as `stand_ins/gate.py` does: lines of JSON come out, a line that goes in lets one step begin.
+"""
 
 from __future__ import annotations
 
@@ -9,68 +12,40 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from suite import STAND_INS
 
 Facts = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Command:
-    """How a trainer is started.
+class Stepper:
+    """One process at work, which stands still after every step; the first one is taken without waiting.
 
     Attributes:
-        python: its interpreter.
-        script, arguments: as after `python`.
-        draws: a file of `equal_draws.py`, for a trainer that is not ours.
-        stand_in: whether torchvision may be served where it is missing.
-        environment: on top of this process's own.
-    """
-
-    python: str
-    script: Path
-    arguments: Sequence[str]
-    draws: Path | None = None
-    stand_in: bool = True
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-class Trainer:
-    """One trainer at work, which stands still after every optimizer step.
-
-    Attributes:
-        facts: what it last told: `loss` of the step, `peak_bytes`, ...
+        facts: what it told last, of the step and of itself.
         first_step_s: from the start of the process to the end of its first step.
     """
 
-    def __init__(self, name: str, command: Command, work: Path, threads: int) -> None:
+    def __init__(
+        self, name: str, words: Sequence[str], work: Path, threads: int, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         self.facts: Facts = {}
         work.mkdir(parents=True, exist_ok=True)
         self._log = work / "output.txt"
-        job = {
-            "threads": threads,
-            "draws": str(command.draws) if command.draws else None,
-            "stand_in": command.stand_in,
-        }
-        (work / "job.json").write_text(json.dumps(job) + "\n", "utf-8")
-        words = [command.python, str(STAND_INS / "watched.py"), str(work / "job.json"), str(command.script)]
-        environment = {
+        variables = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TOKENIZERS_PARALLELISM": "false",
-            **command.environment,
+            **(environment or {}),
         }
         began = time.perf_counter()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*words, *command.arguments],
-                env=environment,
+                list(words),
+                env=variables,
                 cwd=work,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -86,7 +61,7 @@ class Trainer:
         self.first_step_s = time.perf_counter() - began
 
     def step(self, how: str = "") -> Facts:
-        """Takes one step: what it told, with its `cpu_s` and `wall_s`, and `flops` where `how` is "flops"."""
+        """Takes one step: what it told, with its `cpu_s` and `wall_s`; `how` is the line that it is sent."""
         assert self._process.stdin is not None
         self._process.stdin.write(how + "\n")
         self._process.stdin.flush()
@@ -95,7 +70,10 @@ class Trainer:
     def close(self) -> None:
         """Ends it with all that it has started."""
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
         self._process.wait()
 
     def _wait(self) -> Facts:
@@ -107,3 +85,17 @@ class Trainer:
                 return dict(self.facts)
         end = self._log.read_text("utf-8", "replace")[-3000:]
         sys.exit(f"{self.name}: exit code {self._process.wait()}; the end of {self._log}:\n{end}")
+
+
+def take_turns(steppers: Sequence[Stepper], rounds: int) -> list[list[Facts]]:
+    """[process][round] what each told; who goes first changes from round to round."""
+    told: list[list[Facts]] = [[] for _ in steppers]
+    for number in range(rounds):
+        first = number % len(steppers)
+        for place in [*range(first, len(steppers)), *range(first)]:
+            told[place].append(steppers[place].step())
+        seconds = ", ".join(
+            f"{each.name} {found[-1]['wall_s']:.2f} s" for each, found in zip(steppers, told, strict=True)
+        )
+        print(f"  turn {number + 1}: {seconds}", flush=True)
+    return told
