@@ -93,12 +93,11 @@ def gpu(options: argparse.Namespace, found: dict[str, Any], keep_one: Any) -> st
     """Training and captions on one GPU."""
     from suite.captions import is_label_contest
 
-    labels = {name: each for name, each in found.items() if is_label_contest(name)}
     chosen = options.contest
     options.contest = [name for name in chosen if not is_label_contest(name)] if chosen else None
     trained = pictures(options, found, keep_one, options.device) if chosen is None or options.contest else ""
     options.contest = [name for name in chosen if is_label_contest(name)] if chosen else None
-    told = label(options, labels, keep_one, options.device) if chosen is None or options.contest else ""
+    told = label(options, found, keep_one, options.device) if chosen is None or options.contest else ""
     return "\n".join(filter(None, [trained, told]))
 
 

@@ -96,19 +96,27 @@ class RandomCrop:
         self.size = size
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        room_x, room_y = image.width - self.size, image.height - self.size
-        if room_x == room_y == 0:
-            return image
-        top = int(torch.randint(0, room_y + 1, (1,)))
-        left = int(torch.randint(0, room_x + 1, (1,)))
+        top, left, _, _ = self.get_params(image, (self.size, self.size))
         return _crop(image, left, top, self.size)
+
+    @staticmethod
+    def get_params(image: Image.Image, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a rectangle of that height and width from anywhere in the picture."""
+        height, width = size
+        room_x, room_y = image.width - width, image.height - height
+        if room_x == room_y == 0:
+            return 0, 0, height, width
+        return int(torch.randint(0, room_y + 1, (1,))), int(torch.randint(0, room_x + 1, (1,))), height, width
 
 
 class RandomHorizontalFlip:
-    """The picture or, one time in two, its mirror image."""
+    """The picture or, with a chance of `p`, its mirror image."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = p
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if float(torch.rand(1)) < 0.5 else image
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if float(torch.rand(1)) < self.p else image
 
 
 class ToTensor:

@@ -75,6 +75,9 @@ class Stepper:
             else:
                 self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def _wait(self) -> Facts:
         assert self._process.stdout is not None
