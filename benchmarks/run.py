@@ -60,6 +60,8 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.steps < 1 or options.starts < 1:
         parser.error("--steps, --starts: at least 1")
+    if options.tiny and options.update_docs:
+        parser.error("--update-docs: the page holds no figures of small models, leave --tiny out")
     try:
         options.peers = {peer.kind: peer for peer in map(find_peer, options.peers)}
     except ValueError as error:
