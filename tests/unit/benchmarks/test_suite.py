@@ -144,7 +144,7 @@ def test_a_result_is_told_with_its_ratio_paired_by_turn() -> None:
 
     result = {
         "sides": {"ours": side([1.0, 2.0, 1.0], [1.0, 1.0]), "diffusers": side([2.0, 8.0, 3.0], [1.0, 1.25])},
-        "first_step_s": dict.fromkeys(("ours", "diffusers"), {"cold": [9.0], "warm": [5.0]}),
+        "first_step_s": {who: {"cold": [9.0], "warm": [5.0]} for who in ("ours", "diffusers")},
         "flops_per_step": 5e11,
         "matmul_peak": [1e12, 8e11],
     }
