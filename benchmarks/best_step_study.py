@@ -27,7 +27,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from style_vs_diffusers import DOCS, ROOT, keep_setup, percent, processor, update_docs  # which makes src importable
+from style_vs_diffusers import keep_setup, percent
+from suite import DOCS, ROOT  # which makes src importable
+from suite.machine import processor
+from suite.telling import update_docs
 
 STYLES = ("ink wash", "blueprint", "watercolour")
 NUM_PICTURES, NUM_OVERTRAINED, NUM_HELD_OUT = 24, 12, 4

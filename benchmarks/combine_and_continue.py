@@ -28,7 +28,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from style_vs_diffusers import DOCS, ROOT, keep_setup, percent, processor, update_docs  # which makes src importable
+from style_vs_diffusers import keep_setup, percent
+from suite import DOCS, ROOT  # which makes src importable
+from suite.machine import processor
+from suite.telling import update_docs
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,8 +15,6 @@ import csv
 import hashlib
 import json
 import os
-import platform
-import re
 import shutil
 import statistics
 import subprocess
@@ -27,11 +25,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+from suite import DOCS, ROOT, STAND_INS  # which makes src importable
+from suite.machine import processor
+from suite.telling import update_docs
 
-DOCS = ROOT / "docs" / "benchmarks.md"
-RUN_EXAMPLE = ROOT / "benchmarks" / "stand_ins" / "run_example.py"
+RUN_EXAMPLE = STAND_INS / "run_example.py"
 BASE_MODEL = "builtin:mini-sd"
 NUM_PICTURES = 24
 SIDE = 128
@@ -60,7 +58,7 @@ def main() -> None:
     (out / "results.md").write_text(text, "utf-8")
     print(f"\n{text}\n{out / 'results.json'}")
     if options.update_docs:
-        update_docs(text)
+        update_docs(text, "style_vs_diffusers")
 
 
 def parse_options() -> argparse.Namespace:
@@ -106,14 +104,6 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "diffusers", "peft", "transformers", "accelerate")},
         "machine": f"{processor()}, {os.cpu_count()} cores" if options.device == "cpu" else "CUDA GPU",
     }
-
-
-def processor() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text("utf-8"))
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def keep_setup(file: Path, setup: Mapping[str, Any]) -> None:
@@ -423,17 +413,6 @@ def tables(setup: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str:
         f"{setup['script_sha256'][:12]}.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def update_docs(text: str, name: str = "style_vs_diffusers") -> None:
-    """Puts the tables between the markers of that name in docs/benchmarks.md."""
-    page = DOCS.read_text("utf-8")
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if page.count(start) != 1 or page.count(end) != 1:
-        sys.exit(f"{DOCS}: must hold {start} and {end} once each")
-    before, rest = page.split(start)
-    DOCS.write_text(f"{before}{start}\n{text}{end}{rest.split(end)[1]}", "utf-8")
-    print(f"{DOCS}: updated")
 
 
 if __name__ == "__main__":

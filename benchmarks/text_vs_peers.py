@@ -26,10 +26,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from style_vs_diffusers import DOCS, ROOT, keep_setup, processor, update_docs  # which makes src importable
+from style_vs_diffusers import keep_setup
+from suite import DOCS, ROOT, STAND_INS  # which makes src importable
+from suite.machine import processor
+from suite.telling import update_docs
 from text_materials import SIZES, make_materials
 
-STAND_INS = ROOT / "benchmarks" / "stand_ins"
 RATE = 1e-3
 ROWS = 240
 NAMES = {"ours": "ours", "trl": "TRL + PEFT", "unsloth": "unsloth"}

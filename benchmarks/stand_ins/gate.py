@@ -29,10 +29,11 @@ class Gate:
     def tell(self, **facts: Any) -> None:
         self._out.write(json.dumps(facts) + "\n")
 
-    def pause(self) -> None:
-        """Between two steps: says what the last one cost, and waits; ends the process when nobody is there any more.
+    def pause(self) -> str:
+        """Between two steps: says what the last one cost, and waits; the line that lets the next one begin.
 
-        Told are the process's own CPU seconds and the wall clock of the step, and the most memory it ever held.
+        Told are the process's own CPU seconds and the wall clock of the step, and the most memory it ever held. Ends the
+        process when nobody is there any more.
         """
         facts: dict[str, Any] = {"step": self._step}
         if self._began is not None:
@@ -40,7 +41,9 @@ class Gate:
             facts["wall_s"] = time.perf_counter() - self._began[1]
         facts["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.tell(**facts)
-        if not sys.stdin.readline():
+        line = sys.stdin.readline()
+        if not line:
             os._exit(0)  # what trainers do at the end of a run is not measured
         self._step += 1
         self._began = (time.process_time(), time.perf_counter())
+        return line.strip()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import runpy
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -19,14 +20,16 @@ from types import ModuleType
 
 def put_stand_in_in_place() -> None:
     """`torchvision.transforms` becomes importable."""
-    import datasets.config
     import diffusers  # noqa: F401
     from transformers.utils import is_torchvision_available
 
     # The libraries remember their answer, so it has to be asked for now.
     if is_torchvision_available():
         raise RuntimeError("transformers found a torchvision where there is none")
-    assert not datasets.config.TORCHVISION_AVAILABLE
+    if importlib.util.find_spec("datasets") is not None:
+        import datasets.config
+
+        assert not datasets.config.TORCHVISION_AVAILABLE
 
     import torchvision_transforms as transforms
 
@@ -35,16 +38,24 @@ def put_stand_in_in_place() -> None:
     package.transforms = transforms  # type: ignore[attr-defined]
     sys.modules["torchvision"] = package
     sys.modules["torchvision.transforms"] = transforms
+    functional = ModuleType("torchvision.transforms.functional")
+    functional.crop = transforms.crop  # type: ignore[attr-defined]
+    sys.modules["torchvision.transforms.functional"] = functional
 
 
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(f"usage: {Path(__file__).name} EXAMPLE.py [its options]")
-    if importlib.util.find_spec("torchvision") is None:
+    run_script(Path(sys.argv[1]), sys.argv[2:])
+
+
+def run_script(script: Path, arguments: Sequence[str], *, stand_in: bool = True) -> None:
+    """Runs it as `python SCRIPT ARGUMENTS` would; with `stand_in`, torchvision is served where it is missing."""
+    if stand_in and importlib.util.find_spec("torchvision") is None:
         put_stand_in_in_place()
-    script = Path(sys.argv[1]).resolve()
-    sys.argv = [str(script), *sys.argv[2:]]
-    runpy.run_path(str(script), run_name="__main__")
+    sys.argv = [str(script.resolve()), *arguments]
+    sys.path.insert(0, str(script.resolve().parent))  # as the interpreter does
+    runpy.run_path(str(script.resolve()), run_name="__main__")
 
 
 if __name__ == "__main__":

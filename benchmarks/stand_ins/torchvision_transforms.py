@@ -1,7 +1,7 @@
-"""The few names of `torchvision.transforms` that diffusers' text-to-image examples use, on Pillow and torch alone.
+"""The few names of `torchvision.transforms` that diffusers' text-to-image examples and sd-scripts use, on Pillow and torch alone.
 
-For `benchmarks/style_vs_diffusers.py`, on machines without torchvision: it has no build for every build of torch. Only
-what those examples need is here, each class with the arguments they pass. Every class is called with one picture and
+For the peers of `benchmarks/`, on machines without torchvision: it has no build for every build of torch. Only
+what they need is here, each class with the arguments they pass. Every class is called with one picture and
 returns one. Legend: C channels, H W height and width.
 Source: the behaviour described in torchvision's documentation of `transforms` (version 1 of the interface).
 """
@@ -27,6 +27,7 @@ __all__ = [
     "RandomHorizontalFlip",
     "Resize",
     "ToTensor",
+    "crop",
 ]
 
 
@@ -95,19 +96,27 @@ class RandomCrop:
         self.size = size
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        room_x, room_y = image.width - self.size, image.height - self.size
-        if room_x == room_y == 0:
-            return image
-        top = int(torch.randint(0, room_y + 1, (1,)))
-        left = int(torch.randint(0, room_x + 1, (1,)))
+        top, left, _, _ = self.get_params(image, (self.size, self.size))
         return _crop(image, left, top, self.size)
+
+    @staticmethod
+    def get_params(image: Image.Image, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a rectangle of that height and width from anywhere in the picture."""
+        height, width = size
+        room_x, room_y = image.width - width, image.height - height
+        if room_x == room_y == 0:
+            return 0, 0, height, width
+        return int(torch.randint(0, room_y + 1, (1,))), int(torch.randint(0, room_x + 1, (1,))), height, width
 
 
 class RandomHorizontalFlip:
-    """The picture or, one time in two, its mirror image."""
+    """The picture or, with a chance of `p`, its mirror image."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = p
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if float(torch.rand(1)) < 0.5 else image
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if float(torch.rand(1)) < self.p else image
 
 
 class ToTensor:
@@ -127,6 +136,11 @@ class Normalize:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return (pixels - torch.tensor(self.mean).view(-1, 1, 1)) / torch.tensor(self.std).view(-1, 1, 1)
+
+
+def crop(image: Image.Image, top: int, left: int, height: int, width: int) -> Image.Image:
+    """The rectangle of that size whose upper left corner is there; as `transforms.functional.crop`."""
+    return image.crop((left, top, left + width, top + height))
 
 
 def _crop(image: Image.Image, left: int, top: int, size: int) -> Image.Image:

@@ -116,18 +116,28 @@ def write_clip(folder: Path, *, seed: int = 0, side: int = 32) -> Path:
     return folder
 
 
-def write_full_size_blip(folder: Path, seed: int = 0) -> Path:
-    """BLIP base as it was published: its sizes, 384-px pictures and 30,524 tokens, but random weights, in bf16 (450 MB)."""
+BLIP_VISION = {
+    "base": {"hidden_size": 768, "intermediate_size": 3072},
+    "large": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+}
+
+
+def write_full_size_blip(folder: Path, seed: int = 0, size: str = "base") -> Path:
+    """BLIP as it was published: its sizes, 384-px pictures and 30,524 tokens, but random weights, in bf16.
+
+    Args:
+        size: "base" (450 MB) or "large" (940 MB).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", *(f"[unused{number}]" for number in range(99)), *MARKS[1:5]]
     vocabulary += [f"word{number}" for number in range(30_522 - len(vocabulary))]
     (folder / "vocab.txt").write_text("\n".join([*vocabulary, "[DEC]", "[ENC]"]), "utf-8")
     tokenizer = BertTokenizer.from_pretrained(folder, bos_token="[DEC]", additional_special_tokens=["[ENC]"])
     config = BlipConfig(
-        vision_config={"hidden_size": 768, "intermediate_size": 3072, "image_size": 384, "patch_size": 16},
+        vision_config={**BLIP_VISION[size], "image_size": 384, "patch_size": 16},
         text_config={
             "vocab_size": 30_524,
-            "encoder_hidden_size": 768,
+            "encoder_hidden_size": BLIP_VISION[size]["hidden_size"],
             "num_attention_heads": 12,
             "bos_token_id": 30_522,
             "sep_token_id": 102,

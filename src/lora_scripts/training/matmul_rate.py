@@ -15,16 +15,17 @@ SIDES = {"cpu": 512, "cuda": 4096, "mps": 4096}
 FEWEST = 3
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2, *, side: int | None = None) -> float:
     """Floating-point operations per second of the fastest of some products of square matrices.
 
     Args:
         dtype: of the matrices.
         seconds: how long is measured, at most a product more; a slow machine has at least three.
+        side: of the matrices; by default one that the device is nearly as fast with as with any.
     """
     import torch
 
-    side = SIDES.get(device.type, 512)
+    side = side or SIDES.get(device.type, 512)
     # Numbers of the usual size: zeros are multiplied faster than weights by processors that save power on them.
     left = torch.linspace(-1, 1, side * side, device=device).reshape(side, side).to(dtype)
     right = left.T.contiguous()
