@@ -21,10 +21,13 @@ from lora_scripts.objectives.ddpm import (
     snr,
     training_target,
 )
-from lora_scripts.objectives.noise import offset_noise
-from lora_scripts.objectives.weights import min_snr_weights
+from lora_scripts.objectives.errors import huber_thresholds, pseudo_huber
+from lora_scripts.objectives.noise import offset_noise, pyramid_noise
+from lora_scripts.objectives.weights import debiased_weights, min_snr_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lora_scripts.config import RunConfig
     from lora_scripts.families.protocol import Batch
     from lora_scripts.training.draws import Draws
@@ -60,17 +63,36 @@ class DenoisingObjective:
 
     def noised(self, batch: Batch, draws: Draws) -> Noised:
         """The batch's latents, drawn from their distribution, with noise on them."""
-        config, keys = self._config, batch.keys
         mean, std = batch.tensors["latents_mean"], batch.tensors["latents_std"]
         shape = mean.shape[1:]
-        latents = torch.addcmul(mean, std, self._on_device(draws.normal(keys, shape, "posterior")))
-        noise = self._on_device(draws.normal(keys, shape, "noise"))
-        if config.noise_offset and batch.levels is None:
-            offsets = self._on_device(draws.normal(keys, (shape[0], 1, 1), "offset"))
-            noise = offset_noise(noise, offsets, config.noise_offset)
+        latents = torch.addcmul(mean, std, self._on_device(draws.normal(batch.keys, shape, "posterior")))
+        noise = draws.normal(batch.keys, shape, "noise")
+        if batch.levels is None:
+            noise = self._shaped(noise, batch.keys, draws)
+        noise = self._on_device(noise)
+        added = noise if batch.levels is not None else self._perturbed(noise, batch.keys, draws)
         timesteps = self._on_device(self._timesteps(batch, draws))
-        noisy_latents = add_noise(self.schedule, latents, noise, timesteps)
+        noisy_latents = add_noise(self.schedule, latents, added, timesteps)
         return Noised(noisy_latents, training_target(self.schedule, latents, noise, timesteps), timesteps)
+
+    def _shaped(self, noise: Tensor, keys: Sequence[str], draws: Draws) -> Tensor:
+        """The noise [B,C,h,w] that is put on and predicted, from plain noise; on the CPU."""
+        config = self._config
+        if config.noise_offset:
+            noise = offset_noise(noise, draws.normal(keys, (noise.shape[1], 1, 1), "offset"), config.noise_offset)
+        if config.pyramid_noise_iterations:
+            noise = pyramid_noise(noise, draws, keys, config.pyramid_noise_iterations, config.pyramid_noise_discount)
+        return noise
+
+    def _perturbed(self, noise: Tensor, keys: Sequence[str], draws: Draws) -> Tensor:
+        """The noise [B,C,h,w] that is put on where that is more than is to be predicted; else `noise` itself.
+
+        Source: Ning et al. 2023, arXiv 2301.11706, algorithm 1.
+        """
+        strength = self._config.input_perturbation
+        if not strength:
+            return noise
+        return noise + strength * self._on_device(draws.normal(keys, noise.shape[1:], "perturbation"))
 
     def loss(self, model_pred: Tensor, noised: Noised, batch: Batch) -> Loss:
         """The error of the predicted noise (or velocity) as the config counts it, one number per picture, summed.
@@ -88,7 +110,11 @@ class DenoisingObjective:
 
     def _errors(self, squared: Tensor, noised: Noised) -> Tensor:
         """[B,C,h,w] what the loss takes for the error of every latent pixel, from its square; `squared` itself for l2."""
-        return squared
+        config = self._config
+        if config.loss_type == "l2":
+            return squared
+        thresholds = huber_thresholds(self.schedule, noised.timesteps, config.huber_c, config.huber_schedule)
+        return pseudo_huber(squared, thresholds, config.loss_type)
 
     def _of_picture(self, errors: Tensor, batch: Batch) -> Tensor:
         """[B] the mean of a picture's errors [B,C,h,w]."""
@@ -96,10 +122,12 @@ class DenoisingObjective:
 
     def _weights(self, noised: Noised) -> Tensor:
         """[B] how much the noise level of each picture counts."""
-        if not self._config.min_snr_gamma:
-            return torch.ones_like(noised.timesteps, dtype=torch.float32)
-        ratio = snr(self.schedule, noised.timesteps)
-        return min_snr_weights(ratio, self._config.min_snr_gamma, self.schedule.prediction)
+        config, kind = self._config, self.schedule.prediction
+        if config.debiased_estimation:
+            return debiased_weights(snr(self.schedule, noised.timesteps), kind)
+        if config.snr_gamma:
+            return min_snr_weights(snr(self.schedule, noised.timesteps), config.snr_gamma, kind)
+        return torch.ones_like(noised.timesteps, dtype=torch.float32)
 
     def _timesteps(self, batch: Batch, draws: Draws) -> Tensor:
         """[B] as drawn, or as the batch prescribes them."""
