@@ -38,7 +38,7 @@ PICTURES_ONLY = frozenset(
         "zero_terminal_snr", "clip_skip", "vae_precision", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
         "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
         "metadata_level", "debiased_estimation", "loss_type", "huber_c", "huber_schedule", "pyramid_noise_iterations",
-        "pyramid_noise_discount", "input_perturbation", "conv_rank", "conv_alpha", "preset", "export_as", "sample_negative_prompt", "sample_steps", "sample_guidance",
+        "pyramid_noise_discount", "input_perturbation", "prior_preservation_weight", "prior_prompt", "conv_rank", "conv_alpha", "preset", "export_as", "sample_negative_prompt", "sample_steps", "sample_guidance",
     }
 )  # fmt: skip
 DIALOGUES_ONLY = frozenset(
@@ -315,6 +315,10 @@ class LossSettings(Section):
     """How much each coarser level counts beside the one before it; 0.1 to 0.4 for a LoRA."""
     input_perturbation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Puts this much more noise on than is to be predicted (0.1 is its authors' advice), against errors that add up over the steps of rendering; 0 turns it off."""
+    prior_preservation_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Holds what the model makes of `prior_prompt` to what the base model makes of it, so that a class does not turn into your subject; needs no further pictures. 1 is usual, 0 turns it off; a step takes about twice as long (docs/objectives.md)."""
+    prior_prompt: str | None = None
+    """The class that stays as it was, without the trigger word: `a dog` where `a sks dog` is trained."""
     timestep_sampling: Literal["stratified", "uniform"] = "stratified"
     """How noise levels are drawn. stratified: those of a step are spread evenly over the range, which calms loss and gradient at no cost; uniform: each on its own."""
     min_timestep: Annotated[int, Field(ge=0, le=999)] = 0

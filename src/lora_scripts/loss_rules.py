@@ -22,6 +22,17 @@ def loss_faults(config: RunConfig, inert: Callable[[str, str], None]) -> list[st
             inert(setting, "loss_type is l2")
     if not config.pyramid_noise_iterations:
         inert("pyramid_noise_discount", "pyramid_noise_iterations is 0")
+    if not config.prior_preservation_weight:
+        inert("prior_prompt", "prior_preservation_weight is 0")
+    elif config.prior_prompt is None:
+        faults.append(
+            "prior_preservation_weight: needs prior_prompt, the class that is to stay as it was: prior_prompt: a dog, say."
+        )
+    elif config.trigger_word and config.trigger_word.lower() in config.prior_prompt.lower():
+        faults.append(
+            f"prior_prompt: holds the trigger word {config.trigger_word!r}, and what it means would be kept from being learnt. "
+            "Write the class alone: a dog, where a sks dog is trained."
+        )
     if config.min_timestep > config.max_timestep:
         faults.append(f"min_timestep: {config.min_timestep} is above max_timestep ({config.max_timestep}).")
     if config.zero_terminal_snr and config.prediction == "epsilon":

@@ -106,14 +106,19 @@ def step_by_hand(family: str, pipeline: Any, run: Run, changes: dict[str, Any]) 
     noisy_latents = scheduler.add_noise(latents, noise + more, timesteps)
     target = noise if prediction == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
 
+    def predicted(captions: list[str]) -> torch.Tensor:
+        return pipeline.unet(noisy_latents, timesteps, **conditions(pipeline, batch, captions)).sample
+
+    def summed(errors: torch.Tensor) -> float:
+        pairs = zip(errors, timesteps.tolist(), strict=True)
+        return sum(float(loss_by_hand(error, t, scheduler, prediction, changes)) for error, t in pairs)
+
+    class_prompt = [changes.get("prior_prompt", "")] * len(batch)
+    frozen = predicted(class_prompt)
     pipeline.load_lora_weights(run.lora)
-    answer = pipeline.unet(noisy_latents, timesteps, **conditions(pipeline, batch, list(batch.captions))).sample
-    errors = answer - target
-    losses = [
-        loss_by_hand(error, t, scheduler, prediction, changes)
-        for error, t in zip(errors, timesteps.tolist(), strict=True)
-    ]
-    return float(torch.stack(losses).mean())
+    total = summed(predicted(list(batch.captions)) - target)
+    total += changes.get("prior_preservation_weight", 0) * summed(predicted(class_prompt) - frozen)
+    return total / len(batch)
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -136,3 +141,18 @@ def test_option_reaches_the_loss_as_its_formula_says(
     other = two_steps(model, tmp_path / "other", **changes)
     assert other.losses[1] == pytest.approx(step_by_hand(family, pipeline_of(family, model), other, changes), rel=2e-5)
     assert other.losses[1] != pytest.approx(plain.losses[1], rel=2e-4)  # ten times the tolerance above
+
+
+@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("trained", [False, True], ids=["encoded ahead", "text encoders trained"])
+def test_prior_preservation_is_the_drift_under_the_class_prompt(
+    family: str, trained: bool, two_steps: Callable[..., Run], tmp_path: Path
+) -> None:
+    model = save_model(family, tmp_path / "model")
+    plain = two_steps(model, tmp_path / "plain", train_text_encoder=trained)
+    prior = {"prior_preservation_weight": 50.0, "prior_prompt": "a dog", "train_text_encoder": trained}
+    other = two_steps(model, tmp_path / "other", **prior)
+    # A new adapter changes nothing, so there is nothing to hold back in the first step; in the second there is.
+    assert other.losses[0] == plain.losses[0]
+    assert other.losses[1] > plain.losses[1] * (1 + 2e-4)
+    assert other.losses[1] == pytest.approx(step_by_hand(family, pipeline_of(family, model), other, prior), rel=2e-5)

@@ -22,5 +22,6 @@ def objective_texts(config: RunConfig) -> dict[str, str]:
         "ss_multires_noise_iterations": config.pyramid_noise_iterations if pyramid else None,
         "ss_multires_noise_discount": config.pyramid_noise_discount if pyramid else None,
         "ss_ip_noise_gamma": config.input_perturbation or None,
+        "ss_prior_loss_weight": config.prior_preservation_weight or None,
     }
     return {name: str(value) for name, value in values.items()}

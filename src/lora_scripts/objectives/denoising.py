@@ -108,6 +108,11 @@ class DenoisingObjective:
         levels = (noised.timesteps - low + 0.5) / (high - low)
         return Loss(weighted.sum(), len(weighted), plain.detach(), levels)
 
+    def drift(self, model_pred: Tensor, frozen_pred: Tensor, noised: Noised) -> Tensor:
+        """[] how far a prediction [B,C,h,w] is from the frozen model's for the same input, counted like the loss, summed."""
+        errors = self._errors((model_pred.float() - frozen_pred.float()).square(), noised)
+        return (errors.mean(dim=(1, 2, 3)) * self._weights(noised)).sum()
+
     def _errors(self, squared: Tensor, noised: Noised) -> Tensor:
         """[B,C,h,w] what the loss takes for the error of every latent pixel, from its square; `squared` itself for l2."""
         config = self._config
