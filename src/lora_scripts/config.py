@@ -286,6 +286,8 @@ class TrainSettings(Section):
     """Steps over which the rate climbs from zero; auto is 5 % of the run, at most 100."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients longer than this are shortened to it; 0 turns it off."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Keeps a moving average of the trained weights, which is then what is measured, shown and written: calmer from step to step. 0.999 is usual, reached after a warm-up; 0 turns it off (docs/objectives.md)."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Trade speed for memory. auto: only when a step does not fit into memory otherwise."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
@@ -438,6 +440,8 @@ class RunConfig(
             inert("lr_cycles", f"lr_scheduler is {self.lr_scheduler}")
         if self.lr_scheduler == "constant" and self.warmup_steps not in ("auto", 0):
             inert("warmup_steps", "lr_scheduler is constant; constant_with_warmup has a warm-up")
+        if self.ema_decay and self.optimizer == "adamw_schedulefree":
+            faults.append("ema_decay: adamw_schedulefree averages the weights by itself. Remove one of them.")
         if not self.buckets:
             inert("bucket_step", "buckets is false")
             inert("max_aspect", "buckets is false")

@@ -96,6 +96,7 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
         ("huber_c: 0.2", "has no effect because loss_type is l2"),
         ("huber_schedule: constant", "has no effect because loss_type is l2"),
         ("pyramid_noise_discount: 0.2", "has no effect because pyramid_noise_iterations is 0"),
+        ("optimizer: adamw_schedulefree\nema_decay: 0.99", "averages the weights by itself"),
         ("prior_prompt: a cat", "has no effect because prior_preservation_weight is 0"),
         ("prior_preservation_weight: 1", "needs prior_prompt, the class"),
         ("prior_preservation_weight: 1\nprior_prompt: a SKS cat\ntrigger_word: sks", "holds the trigger word 'sks'"),
