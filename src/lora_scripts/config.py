@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from lora_scripts.adapter_rules import adapter_faults
+from lora_scripts.loss_rules import loss_faults
 from lora_scripts.speed_rules import speed_faults
 from lora_scripts.words import Words, words_of
 
@@ -21,6 +22,8 @@ __all__ = ["RunConfig", "Size", "parse_size"]
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "adamw_schedulefree"]
 SchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+LossType = Literal["l2", "huber", "smooth_l1"]
+HuberSchedule = Literal["constant", "exponential", "snr"]
 DEFAULT_BATCH = 4
 MAX_NAME_BYTES = 240
 """File systems allow 255; a few more are needed while a file is written."""
@@ -35,7 +38,8 @@ PICTURES_ONLY = frozenset(
         "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
         "zero_terminal_snr", "clip_skip", "vae_precision", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
         "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
-        "metadata_level", "cuda_graphs", "conv_rank", "conv_alpha", "preset", "export_as", "sample_negative_prompt", "sample_steps", "sample_guidance",
+        "metadata_level", "cuda_graphs", "debiased_estimation", "loss_type", "huber_c", "huber_schedule", "pyramid_noise_iterations",
+        "pyramid_noise_discount", "input_perturbation", "prior_preservation_weight", "prior_prompt", "conv_rank", "conv_alpha", "preset", "export_as", "sample_negative_prompt", "sample_steps", "sample_guidance",
     }
 )  # fmt: skip
 DIALOGUES_ONLY = frozenset(
@@ -283,6 +287,8 @@ class TrainSettings(Section):
     """Steps over which the rate climbs from zero; auto is 5 % of the run, at most 100."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients longer than this are shortened to it; 0 turns it off."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Keeps a moving average of the trained weights, which is then what is measured, shown and written: calmer from step to step. 0.999 is usual, reached after a warm-up; 0 turns it off (docs/objectives.md)."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Trade speed for memory. auto: only when a step does not fit into memory otherwise."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
@@ -307,8 +313,26 @@ class LossSettings(Section):
 
     min_snr_gamma: Annotated[float, Field(ge=0)] = 5.0
     """Weigh noise levels by min-SNR, so that nearly clean pictures do not outweigh the rest: what is asked for in a prompt is kept better. 0 weighs all alike. The loss in the log is the weighed one, the validation loss is not."""
+    debiased_estimation: bool = False
+    """Weigh noise levels by debiased estimation in place of min-SNR: more weight for very noisy pictures, where composition is decided (docs/objectives.md)."""
+    loss_type: LossType = "l2"
+    """How an error counts. l2: squared; huber or smooth_l1: outliers count by their size alone, which bears with a few unfit pictures (docs/objectives.md)."""
+    huber_c: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """With huber and smooth_l1: error from which on it is an outlier, at the highest noise level; smaller forgives more."""
+    huber_schedule: HuberSchedule = "snr"
+    """How that threshold moves with the noise level. constant: not at all; exponential or snr: from 1 for clean pictures down to `huber_c`, so that details are learnt as with l2."""
     noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Adds a constant per channel to the noise (0.05 is usual) so that very dark and very bright pictures can be learnt."""
+    pyramid_noise_iterations: Annotated[int, Field(ge=0, le=16)] = 0
+    """Adds so many levels of ever coarser noise (6 to 10 are usual), for the same aim as `noise_offset` at all sizes of shapes; 0 turns it off."""
+    pyramid_noise_discount: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """How much each coarser level counts beside the one before it; 0.1 to 0.4 for a LoRA."""
+    input_perturbation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Puts this much more noise on than is to be predicted (0.1 is its authors' advice), against errors that add up over the steps of rendering; 0 turns it off."""
+    prior_preservation_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Holds what the model makes of `prior_prompt` to what the base model makes of it, so that a class does not turn into your subject; needs no further pictures. 1 is usual, 0 turns it off; a step takes about twice as long (docs/objectives.md)."""
+    prior_prompt: str | None = None
+    """The class that stays as it was, without the trigger word: `a dog` where `a sks dog` is trained."""
     timestep_sampling: Literal["stratified", "uniform"] = "stratified"
     """How noise levels are drawn. stratified: those of a step are spread evenly over the range, which calms loss and gradient at no cost; uniform: each on its own."""
     min_timestep: Annotated[int, Field(ge=0, le=999)] = 0
@@ -429,10 +453,13 @@ class RunConfig(
             inert("lr_cycles", f"lr_scheduler is {self.lr_scheduler}")
         if self.lr_scheduler == "constant" and self.warmup_steps not in ("auto", 0):
             inert("warmup_steps", "lr_scheduler is constant; constant_with_warmup has a warm-up")
+        if self.ema_decay and self.optimizer == "adamw_schedulefree":
+            faults.append("ema_decay: adamw_schedulefree averages the weights by itself. Remove one of them.")
         if not self.buckets:
             inert("bucket_step", "buckets is false")
             inert("max_aspect", "buckets is false")
         faults += adapter_faults(self, inert)
+        faults += loss_faults(self, inert)
         if self.lora_init == "pissa" and self.init_lora_weights is not None:
             faults.append("lora_init: pissa: the matrices begin as in init_lora_weights. Remove one of them.")
         if self.lora_init == "pissa" and self.quantization != "none":
@@ -462,10 +489,6 @@ class RunConfig(
                 inert("memory_limit_gb", "neither batch_size nor gradient_checkpointing is auto")
         elif self.effective_batch is not None:
             inert("gradient_accumulation_steps", "effective_batch says how many pictures a step has")
-        if self.min_timestep > self.max_timestep:
-            faults.append(f"min_timestep: {self.min_timestep} is above max_timestep ({self.max_timestep}).")
-        if self.zero_terminal_snr and self.prediction == "epsilon":
-            faults.append("zero_terminal_snr: needs prediction: v_prediction; pure noise holds no epsilon to predict.")
         if self.max_steps is not None and "epochs" in written and self.epochs is not None:
             pass  # documented: max_steps wins
         if isinstance(self.warmup_steps, int) and self.max_steps is not None and self.warmup_steps >= self.max_steps:
@@ -512,6 +535,11 @@ class RunConfig(
     @property
     def alpha(self) -> float:
         return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def snr_gamma(self) -> float:
+        """Of min-SNR as it is in force; 0 where noise levels are weighed otherwise or all alike."""
+        return 0.0 if self.debiased_estimation else self.min_snr_gamma
 
     @property
     def preview_every(self) -> int:

@@ -18,6 +18,7 @@ from lora_scripts.errors import ExportError
 from lora_scripts.export.bake import Baked, bake_kinds
 from lora_scripts.export.metadata import RunFacts, file_metadata
 from lora_scripts.export.network_args import network_args, network_module
+from lora_scripts.export.objective_texts import objective_texts
 from lora_scripts.export.sidecar import write_preview, write_sidecar
 from lora_scripts.export.verify import verify_effect, verify_file
 from lora_scripts.export.verify_own import verify_own_effect, verify_own_file
@@ -177,8 +178,9 @@ class Finish:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             gradient_checkpointing=config.gradient_checkpointing is True,
             max_grad_norm=config.max_grad_norm,
-            min_snr_gamma=config.min_snr_gamma or None,
+            min_snr_gamma=config.snr_gamma or None,
             noise_offset=config.noise_offset,
+            objective=objective_texts(config),
             zero_terminal_snr=bool(config.zero_terminal_snr),
             caption_dropout=config.caption_dropout,
             caption_shuffle=config.caption_shuffle,

@@ -240,6 +240,7 @@ def _start(
         ),
         ("steps", f"{run.max_steps} of batch {config.batch_size} x {config.gradient_accumulation_steps}"),
         ("optimizer", f"{config.optimizer}, rate {config.learning_rate:g}, {config.lr_scheduler}"),
+        *([("average", f"of the weights, decay {config.ema_decay:g}")] if config.ema_decay else []),
         ("output", str(config.output_dir)),
     ]
     captions = [(example.name, example.caption) for example in run.prepared.parts.train.examples]

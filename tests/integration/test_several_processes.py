@@ -70,6 +70,18 @@ def test_two_processes_of_batch_2_are_one_of_batch_4(twenty_steps: Callable[...,
         torch.testing.assert_close(weights(two)[name], expected, rtol=0, atol=1e-6)
 
 
+def test_two_processes_keep_the_average_of_one(twenty_steps: Callable[..., dict[str, Any]]) -> None:
+    one = twenty_steps("one", batch_size=4, ema_decay=0.9)
+    two = twenty_steps("two", batch_size=2, ema_decay=0.9)
+    for values, count in ((one, 1), (two, 2)):
+        assert run(values, count).returncode == 0
+    plain = twenty_steps("plain", batch_size=4)
+    assert run(plain, 1).returncode == 0
+    for name, expected in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], expected, rtol=0, atol=1e-6)
+    assert any(not torch.allclose(weights(plain)[name], value, atol=1e-4) for name, value in weights(one).items())
+
+
 def test_a_run_goes_on_under_another_number_of_processes(twenty_steps: Callable[..., dict[str, Any]]) -> None:
     whole, moved = twenty_steps("whole", batch_size=4), twenty_steps("moved", batch_size=2)
     assert run(whole, 1).returncode == 0

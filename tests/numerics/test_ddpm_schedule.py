@@ -178,3 +178,11 @@ def test_stratified_timesteps_do_not_depend_on_how_a_step_is_cut() -> None:
     assert torch.equal(whole, torch.cat(parts))
     assert int(whole.min()) >= 50
     assert int(whole.max()) < 900
+
+
+def test_debiased_weights_are_those_of_sd_scripts(both):
+    ours, theirs = both
+    timesteps = torch.arange(ours.num_train_timesteps - 1)
+    ratio = compute_snr(theirs, timesteps).clamp(max=1000)
+    for prediction, expected in (("epsilon", (ratio**-0.5).clamp(max=1000)), ("v_prediction", 1 / (ratio + 1))):
+        torch.testing.assert_close(debiased_weights(snr(ours, timesteps), prediction), expected, rtol=1e-5, atol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from lora_scripts.adapters.weights import LayerChange
 
-__all__ = ["AdapterLayer", "applied", "copied", "weight_shape"]
+__all__ = ["AdapterLayer", "applied", "at_strength", "copied", "switched_off", "weight_shape"]
 
 
 def weight_shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
@@ -126,6 +128,25 @@ class AdapterLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha:g}, dropout={self.dropout:g}"
+
+
+@contextmanager
+def at_strength(layers: Iterable[AdapterLayer], strength: float) -> Iterator[None]:
+    """Within the block the layers' changes count `strength` times, as in `<lora:NAME:0.7>`, and dropout is off."""
+    before = [(layer, layer.strength, layer.training) for layer in layers]
+    for layer, _, _ in before:
+        layer.strength, layer.training = strength, False
+    try:
+        yield
+    finally:
+        for layer, old_strength, old_training in before:
+            layer.strength, layer.training = old_strength, old_training
+
+
+def switched_off(models: Iterable[nn.Module]) -> AbstractContextManager[None]:
+    """A block within which the models are, to the bit, as they were before an adapter was put into them."""
+    found = (layer for model in models for layer in model.modules() if isinstance(layer, AdapterLayer))
+    return at_strength(found, 0.0)
 
 
 def applied(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

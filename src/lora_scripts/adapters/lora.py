@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from lora_scripts.adapters.blocks import check_blocks
 from lora_scripts.adapters.dense import dense_weight
 from lora_scripts.adapters.kinds import AdapterForm, AdapterKind
-from lora_scripts.adapters.layer import AdapterLayer, weight_shape
+from lora_scripts.adapters.layer import AdapterLayer, at_strength, weight_shape
 from lora_scripts.adapters.layers import LoRAConv2d, LoRAInit, LoRALinear
 from lora_scripts.adapters.targets import match_layers
 from lora_scripts.adapters.weights import LayerChange, LayerChanges
@@ -20,6 +19,7 @@ from lora_scripts.errors import ConfigError, ModelError, ResumeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 __all__ = ["Adapter", "AdapterForm", "AdapterKind", "LoRAConv2d", "LoRAInit", "LoRALinear", "attach"]
 
@@ -74,19 +74,11 @@ class Adapter:
         for parameter in self._parameters:
             parameter.grad = None
 
-    @contextmanager
-    def strength(self, strength: float) -> Iterator[None]:
-        """Within the block the change counts `strength` times, as in `<lora:NAME:0.7>`, and dropout is off."""
-        before = [(layer.strength, layer.training) for layer in self.layers.values()]
-        for layer in self.layers.values():
-            layer.strength, layer.training = strength, False
-        try:
-            yield
-        finally:
-            for layer, (old_strength, old_training) in zip(self.layers.values(), before, strict=True):
-                layer.strength, layer.training = old_strength, old_training
+    def strength(self, strength: float) -> AbstractContextManager[None]:
+        """A block within which the change counts `strength` times, as in `<lora:NAME:0.7>`, and dropout is off."""
+        return at_strength(self.layers.values(), strength)
 
-    def disabled(self) -> Any:
+    def disabled(self) -> AbstractContextManager[None]:
         """A block within which the model is as it was before `attach`."""
         return self.strength(0.0)
 

@@ -53,6 +53,7 @@ class RunFacts:
         dataset_dirs: folder name to (repeats, number of pictures); no paths.
         tag_frequency: folder name to tag to count, tags as the captions have them.
         network_args: further settings of the adapter, as texts.
+        objective: further texts of the header on the loss, by their names there.
         base_loras: name of each LoRA that it was trained on top of, to its weight and the SHA-256 of its content.
         started_at, finished_at: seconds since 1970.
         clip_skip: layers left off the text encoder's end, or None for all layers.
@@ -86,6 +87,7 @@ class RunFacts:
     max_grad_norm: float = 0.0
     min_snr_gamma: float | None = None
     noise_offset: float = 0.0
+    objective: Mapping[str, str] = field(default_factory=dict)
     zero_terminal_snr: bool = False
     caption_dropout: float = 0.0
     caption_shuffle: bool = False
@@ -162,6 +164,7 @@ def file_metadata(facts: RunFacts, level: Level = "full") -> dict[str, str]:
         "ss_max_grad_norm": str(facts.max_grad_norm),
         "ss_min_snr_gamma": _optional(facts.min_snr_gamma),
         "ss_noise_offset": _optional(facts.noise_offset or None),
+        **facts.objective,
         "ss_zero_terminal_snr": str(facts.zero_terminal_snr),
         "ss_caption_dropout_rate": str(facts.caption_dropout),
         "ss_shuffle_caption": str(facts.caption_shuffle),

@@ -8,16 +8,18 @@ Legend for shapes: B batch, h w latent height and width (pixels / 8).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.adapters.layer import switched_off
 from lora_scripts.adapters.presets import BlockRoles
 from lora_scripts.config import RunConfig
 from lora_scripts.export.names import kohya_file_names
+from lora_scripts.families.class_prompt import ClassPrompt
 from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
 from lora_scripts.models.block_swap import swap_blocks
 from lora_scripts.models.outline import fill_with_nothing
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.models.source import BaseModel
     from lora_scripts.models.stable_diffusion import StableDiffusionParts
+    from lora_scripts.objectives.denoising import Noised
     from lora_scripts.training.draws import Draws
 
 __all__ = ["CLIP_ATTENTION", "UNET_ATTENTION", "LatentDiffusion"]
@@ -80,6 +83,8 @@ class LatentDiffusion(ABC):
         self._source, self._config, self._device = source, config, device
         self._objective = DenoisingObjective(config, schedule, device)
         self._unet_dtype = parts.unet.dtype  # asked of the module, it is looked for in all of its layers
+        stages: Callable[[], Sequence[Encoder]] = tuple if config.train_text_encoder else self.text_encoders
+        self._class_prompt = ClassPrompt(config.prior_prompt or "", stages, device)
 
     @classmethod
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
@@ -200,9 +205,24 @@ class LatentDiffusion(ABC):
         return [module for module in self._parts.unet.modules() if type(module).__name__ in FUSABLE]
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The loss of the predicted noise (or velocity), one number per picture, summed."""
+        """The loss of the predicted noise (or velocity), one number per picture, summed; with prior preservation where asked.
+
+        Measurements are made without the latter: `batch.levels` says that it is one.
+        """
         noised = self._objective.noised(batch, draws)
-        return self._objective.loss(self._denoise(noised.noisy_latents, noised.timesteps, batch), noised, batch)
+        loss = self._objective.loss(self._denoise(noised.noisy_latents, noised.timesteps, batch), noised, batch)
+        weight = self._config.prior_preservation_weight
+        if not weight or batch.levels is not None:
+            return loss
+        return replace(loss, total=loss.total + weight * self._class_drift(noised, batch))
+
+    def _class_drift(self, noised: Noised, batch: Batch) -> Tensor:
+        """[] how far training has moved the prediction for the class prompt, on the batch's noisy latents, summed."""
+        batch = self._class_prompt.in_place_of_captions(batch)
+        with torch.no_grad(), switched_off(self.components.values()):
+            frozen_pred = self._denoise(noised.noisy_latents, noised.timesteps, batch)
+        model_pred = self._denoise(noised.noisy_latents, noised.timesteps, batch)
+        return self._objective.drift(model_pred, frozen_pred, noised)
 
     def work(self, batch: Batch) -> None:
         return None

@@ -21,10 +21,13 @@ from lora_scripts.objectives.ddpm import (
     snr,
     training_target,
 )
-from lora_scripts.objectives.noise import offset_noise
-from lora_scripts.objectives.weights import min_snr_weights
+from lora_scripts.objectives.errors import huber_thresholds, pseudo_huber
+from lora_scripts.objectives.noise import offset_noise, pyramid_noise
+from lora_scripts.objectives.weights import debiased_weights, min_snr_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lora_scripts.config import RunConfig
     from lora_scripts.families.protocol import Batch
     from lora_scripts.training.draws import Draws
@@ -59,25 +62,45 @@ class DenoisingObjective:
         self.schedule = schedule.to(device)
 
     def drawn(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """All that is random in a pass, on the CPU: "posterior" and "noise" [B,C,h,w], "timesteps" [B]."""
-        config, keys = self._config, batch.keys
-        shape = batch.tensors["latents_mean"].shape[1:]
+        """All that is random in a pass, on the CPU: "posterior", "noise" and, where more noise is put on than is predicted,
+        "added", [B,C,h,w] each; "timesteps" [B].
+        """
+        keys, shape = batch.keys, batch.tensors["latents_mean"].shape[1:]
         noise = draws.normal(keys, shape, "noise")
-        if config.noise_offset and batch.levels is None:
-            noise = offset_noise(noise, draws.normal(keys, (shape[0], 1, 1), "offset"), config.noise_offset)
-        return {
-            "posterior": draws.normal(keys, shape, "posterior"),
-            "noise": noise,
-            "timesteps": self._timesteps(batch, draws),
-        }
+        drawn = {"posterior": draws.normal(keys, shape, "posterior"), "timesteps": self._timesteps(batch, draws)}
+        if batch.levels is not None:
+            return drawn | {"noise": noise}
+        noise = self._shaped(noise, keys, draws)
+        added = self._perturbed(noise, keys, draws)
+        return drawn | {"noise": noise} | ({} if added is noise else {"added": added})
 
     def noised(self, batch: Batch, draws: Draws) -> Noised:
         """The batch's latents, drawn from their distribution, with noise on them."""
         drawn = batch.tensors if "noise" in batch.tensors else self.drawn(batch, draws)
         posterior, noise, timesteps = (self._on_device(drawn[name]) for name in ("posterior", "noise", "timesteps"))
+        added = self._on_device(drawn["added"]) if "added" in drawn else noise
         latents = torch.addcmul(batch.tensors["latents_mean"], batch.tensors["latents_std"], posterior)
-        noisy_latents = add_noise(self.schedule, latents, noise, timesteps)
+        noisy_latents = add_noise(self.schedule, latents, added, timesteps)
         return Noised(noisy_latents, training_target(self.schedule, latents, noise, timesteps), timesteps)
+
+    def _shaped(self, noise: Tensor, keys: Sequence[str], draws: Draws) -> Tensor:
+        """The noise [B,C,h,w] that is put on and predicted, from plain noise; on the CPU."""
+        config = self._config
+        if config.noise_offset:
+            noise = offset_noise(noise, draws.normal(keys, (noise.shape[1], 1, 1), "offset"), config.noise_offset)
+        if config.pyramid_noise_iterations:
+            noise = pyramid_noise(noise, draws, keys, config.pyramid_noise_iterations, config.pyramid_noise_discount)
+        return noise
+
+    def _perturbed(self, noise: Tensor, keys: Sequence[str], draws: Draws) -> Tensor:
+        """The noise [B,C,h,w] that is put on where that is more than is to be predicted, on the CPU; else `noise` itself.
+
+        Source: Ning et al. 2023, arXiv 2301.11706, algorithm 1.
+        """
+        strength = self._config.input_perturbation
+        if not strength:
+            return noise
+        return noise + strength * draws.normal(keys, noise.shape[1:], "perturbation")
 
     def loss(self, model_pred: Tensor, noised: Noised, batch: Batch) -> Loss:
         """The error of the predicted noise (or velocity) as the config counts it, one number per picture, summed.
@@ -93,9 +116,18 @@ class DenoisingObjective:
         levels = (noised.timesteps - low + 0.5) / (high - low)
         return Loss(weighted.sum(), len(weighted), plain.detach(), levels)
 
+    def drift(self, model_pred: Tensor, frozen_pred: Tensor, noised: Noised) -> Tensor:
+        """[] how far a prediction [B,C,h,w] is from the frozen model's for the same input, counted like the loss, summed."""
+        errors = self._errors((model_pred.float() - frozen_pred.float()).square(), noised)
+        return (errors.mean(dim=(1, 2, 3)) * self._weights(noised)).sum()
+
     def _errors(self, squared: Tensor, noised: Noised) -> Tensor:
         """[B,C,h,w] what the loss takes for the error of every latent pixel, from its square; `squared` itself for l2."""
-        return squared
+        config = self._config
+        if config.loss_type == "l2":
+            return squared
+        thresholds = huber_thresholds(self.schedule, noised.timesteps, config.huber_c, config.huber_schedule)
+        return pseudo_huber(squared, thresholds, config.loss_type)
 
     def _of_picture(self, errors: Tensor, batch: Batch) -> Tensor:
         """[B] the mean of a picture's errors [B,C,h,w]."""
@@ -103,10 +135,12 @@ class DenoisingObjective:
 
     def _weights(self, noised: Noised) -> Tensor:
         """[B] how much the noise level of each picture counts."""
-        if not self._config.min_snr_gamma:
-            return torch.ones_like(noised.timesteps, dtype=torch.float32)
-        ratio = snr(self.schedule, noised.timesteps)
-        return min_snr_weights(ratio, self._config.min_snr_gamma, self.schedule.prediction)
+        config, kind = self._config, self.schedule.prediction
+        if config.debiased_estimation:
+            return debiased_weights(snr(self.schedule, noised.timesteps), kind)
+        if config.snr_gamma:
+            return min_snr_weights(snr(self.schedule, noised.timesteps), config.snr_gamma, kind)
+        return torch.ones_like(noised.timesteps, dtype=torch.float32)
 
     def _timesteps(self, batch: Batch, draws: Draws) -> Tensor:
         """[B] as drawn, or as the batch prescribes them."""

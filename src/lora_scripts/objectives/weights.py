@@ -41,9 +41,11 @@ def debiased_weights(ratio: Tensor, prediction: Prediction, *, most: float = 100
 
     Args:
         ratio: [B], the signal-to-noise ratio.
-        most: the largest weight of epsilon, reached near a terminal of zero.
-    Source: Yu et al. 2023, arXiv 2310.08442, equation 12.
+        most: the largest weight of epsilon, reached near a terminal of zero, and the largest ratio that is told from others.
+    Source: Yu et al. 2023, arXiv 2310.08442, equation 12; v and the largest ratio as kohya's sd-scripts
+        (`--debiased_estimation_loss`).
     """
+    ratio = ratio.clamp(max=most)
     if prediction == "epsilon":
         return ratio.rsqrt().clamp(max=most)
     return 1.0 / (ratio + 1.0)

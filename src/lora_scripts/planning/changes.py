@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES, SCRATCH, MemoryNeeds, MemoryPlan, micro_batch_sizes
+from lora_scripts.planning.memory_plan import (
+    OPTIMIZER_BYTES,
+    SCRATCH,
+    MemoryNeeds,
+    MemoryPlan,
+    micro_batch_sizes,
+    optimizer_bytes,
+)
 from lora_scripts.planning.quantised_bytes import QUANTIZATIONS
 from lora_scripts.speed_rules import can_swap
 
@@ -90,8 +97,8 @@ def _steps(
         checkpointing = True
         yield "gradient_checkpointing: true", "a third more time, the result is the same", total()
     if device.type == "cuda" and OPTIMIZER_BYTES[config.optimizer] > OPTIMIZER_BYTES[SMALL_OPTIMIZER]:
-        per_weight = OPTIMIZER_BYTES[config.optimizer]
-        needs = replace(needs, optimizer=needs.optimizer * OPTIMIZER_BYTES[SMALL_OPTIMIZER] // per_weight)
+        small = optimizer_bytes(config.model_copy(update={"optimizer": SMALL_OPTIMIZER}))
+        needs = replace(needs, optimizer=needs.optimizer * small // optimizer_bytes(config))
         yield f"optimizer: {SMALL_OPTIMIZER}", "moments are rounded", total()
     held = QUANTIZATIONS.index(config.quantization)
     stronger = (

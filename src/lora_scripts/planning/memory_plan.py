@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from lora_scripts.preflight.wording import gigabytes
+
+if TYPE_CHECKING:
+    from lora_scripts.config import RunConfig
 
 __all__ = [
     "OPTIMIZER_BYTES",
@@ -21,6 +24,7 @@ __all__ = [
     "choose_plan",
     "describe_split",
     "micro_batch_sizes",
+    "optimizer_bytes",
 ]
 
 PassBytes = Callable[[int, bool], int]
@@ -37,9 +41,16 @@ OPTIMIZER_BYTES: Mapping[str, int] = MappingProxyType(
     }
 )
 """Optimizer state per trainable weight."""
+AVERAGE_BYTES = 4
+"""Of the moving average per trainable weight."""
 
 SCRATCH = 1.1
 """What kernels take for themselves and what is lost between blocks of memory, until a measurement says more."""
+
+
+def optimizer_bytes(config: RunConfig) -> int:
+    """Per trainable weight: the optimizer's state, with the weights' moving average where one is kept."""
+    return OPTIMIZER_BYTES[config.optimizer] + (AVERAGE_BYTES if config.ema_decay else 0)
 
 
 @dataclass(frozen=True)

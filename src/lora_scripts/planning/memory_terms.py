@@ -44,6 +44,7 @@ def memory_terms(
     waiting = needs.gradients if plan.accumulation > 1 else 0
     cost = passes.cost(plan.micro_batch)
     size = f"{cost:,} tokens at most" if config.task_type == "text-generation" else f"{cost:,} pixels at most"
+    average = ", and the average of the weights" if config.ema_decay else ""
     quantised = "" if config.quantization == "none" else f"in {config.quantization}, head and embeddings not"
     if config.block_swap:
         quantised = f"{config.block_swap} blocks of the model are in the computer's memory"
@@ -52,7 +53,7 @@ def memory_terms(
         Term("frozen weights", passes.weight_bytes - weights - passes.saved_by(config.quantization), quantised),
         Term("adapter", weights, f"{adapter.num_parameters:,} weights in float32"),
         Term("gradients", waiting + trace.gradient_bytes, "of the adapter, at the worst moment"),
-        Term("optimizer", needs.optimizer, f"the state of {config.optimizer}"),
+        Term("optimizer", needs.optimizer, f"the state of {config.optimizer}{average}"),
         Term(
             "activations",
             trace.kept_bytes,

@@ -11,7 +11,7 @@ from lora_scripts.data.sampler import Sample, StepPlan
 from lora_scripts.models.block_swap import swap_saving
 from lora_scripts.models.quantised import stored_bytes
 from lora_scripts.planning.activations import PassTrace, trace_pass
-from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES, MemoryNeeds, MemoryPlan, PassBytes
+from lora_scripts.planning.memory_plan import MemoryNeeds, MemoryPlan, PassBytes, optimizer_bytes
 from lora_scripts.planning.quantised_bytes import Quantization, quantised_saving
 from lora_scripts.planning.trial_pass import largest_pass, trial_pass
 
@@ -71,7 +71,7 @@ class Passes:
     def needs(self) -> MemoryNeeds:
         """All that a step takes, as predicted."""
         count = self._adapter.num_parameters
-        moments = count * OPTIMIZER_BYTES[self._config.optimizer]
+        moments = count * optimizer_bytes(self._config)
         gradients = sum(p.numel() * p.element_size() for p in self._adapter.parameters())
         return MemoryNeeds(self.weight_bytes, moments, self.predicted(), gradients=gradients)
 

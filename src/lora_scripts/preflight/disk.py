@@ -11,7 +11,7 @@ from pathlib import Path
 from lora_scripts.adapter_rules import writes_own_kind
 from lora_scripts.config import RunConfig, Size
 from lora_scripts.export.bake import GROWTH
-from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES
+from lora_scripts.planning.memory_plan import optimizer_bytes
 from lora_scripts.preflight.run_length import RunLength
 
 __all__ = ["DiskNeed", "checkpoint_bytes", "encoding_need", "free_bytes", "merge_by_disk", "output_need"]
@@ -36,9 +36,9 @@ class DiskNeed:
 
 
 def checkpoint_bytes(config: RunConfig, num_parameters: int, num_pictures: int) -> int:
-    """One `checkpoint-N`: weights in float32, the optimizer's state, and the loadable file of that step."""
+    """One `checkpoint-N`: weights in float32, the optimizer's state with their average, and the loadable file of that step."""
     start = 4 if config.lora_init == "pissa" else 0  # where the matrices began is kept too
-    per_weight = 4 + start + OPTIMIZER_BYTES[config.optimizer] + _file_bytes(config)
+    per_weight = 4 + start + optimizer_bytes(config) + _file_bytes(config)
     return num_parameters * per_weight + OVERHEAD + ROW * num_pictures
 
 

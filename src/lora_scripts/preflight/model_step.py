@@ -16,7 +16,7 @@ from lora_scripts.data.dataset import Dataset, Example
 from lora_scripts.data.encoded import EncodedDataset, encode_all
 from lora_scripts.data.sampler import Sample
 from lora_scripts.planning.fit_memory import FittedRun, fit_memory
-from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES
+from lora_scripts.planning.memory_plan import optimizer_bytes
 from lora_scripts.planning.trial_pass import TrialPass, largest_pass, trial_pass
 from lora_scripts.training.chosen import Chosen
 from lora_scripts.training.memory import memory_now
@@ -99,7 +99,7 @@ def measure_step(
         timed = trial(fitted)
         if timed is None:
             fitted = (fitted + 1) // 2 if fitted > 1 else 0
-    peak = memory_now(device).peak_bytes + adapter.num_parameters * OPTIMIZER_BYTES[config.optimizer]
+    peak = memory_now(device).peak_bytes + adapter.num_parameters * optimizer_bytes(config)
     return StepMeasurement(
         bucket,
         wanted,

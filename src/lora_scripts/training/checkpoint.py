@@ -2,7 +2,7 @@
 
     checkpoint-100/
       adapter.safetensors      the trainable weights in float32
-      optimizer.safetensors    moments and counters
+      optimizer.safetensors    moments and counters, and the weights' moving average
       state.json               step, the optimizer's plain numbers, and what the run is (settings, data, base model)
       NAME-100.safetensors     the LoRA of this step, as other programs load it
       manifest.json            size and sha256 of every file above; written last

@@ -61,6 +61,10 @@ class Draws:
             row.random_(low, high, generator=generator.manual_seed(self.seed_for(key, stream)))
         return values
 
+    def fraction(self, key: str, stream: str) -> float:
+        """Uniform in [0, 1), a plain number: for what shapes are decided by, also where tensors hold nothing."""
+        return self.seed_for(key, stream) / 2**64
+
     def seed_for(self, key: str, stream: str) -> int:
         """A 64-bit seed for one key and stream, the same in every process and on every platform.
 

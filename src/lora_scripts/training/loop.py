@@ -16,6 +16,7 @@ from lora_scripts.errors import TrainingError
 from lora_scripts.processes import ONE, Processes
 from lora_scripts.training.anomalies import Action, Guard, Verdict
 from lora_scripts.training.draws import Draws
+from lora_scripts.training.ema import update_average
 from lora_scripts.training.events import Events, StepReport
 from lora_scripts.training.lr_schedules import learning_rate_factor, resolve_warmup
 from lora_scripts.training.memory import memory_now
@@ -204,6 +205,8 @@ def train(
         state.step += 1
         state.guard = asdict(guard)
         taken = verdict.action is Action.TAKE and not overflow
+        if taken and config.ema_decay:
+            update_average(optimizer, state.step, config.ema_decay)
         meter.add(mean if taken else math.nan, norm, count)
         if taken:
             picture_losses.keep()

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.errors import ConfigError, ResumeError, did_you_mean
+from lora_scripts.training.ema import averages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -206,24 +207,31 @@ def effective_learning_rates(optimizer: Optimizer) -> dict[str, float]:
 
 @contextlib.contextmanager
 def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
-    """Within the block the parameters are those to export and preview: the average, for a schedule-free optimizer.
+    """Within the block the parameters are those to export and preview: their average, where `training.ema` or a schedule-free
+    optimizer keeps one.
 
     Afterwards they are, to the bit, what they were: the library's own way back rounds, and then a run with previews
     would differ from one without. A checkpoint is written outside the block.
     """
-    if not any("train_mode" in group for group in optimizer.param_groups):
+    schedule_free = any("train_mode" in group for group in optimizer.param_groups)
+    averaged = averages(optimizer)
+    if not schedule_free and not averaged:
         yield
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     before = [p.detach().clone() for p in parameters]
-    optimizer.eval()  # type: ignore[attr-defined]
+    if schedule_free:
+        optimizer.eval()  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for parameter, average in averaged.items():
+            parameter.copy_(average)
     try:
         yield
     finally:
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):
                 parameter.copy_(value)
-        for group in optimizer.param_groups:
+        for group in optimizer.param_groups if schedule_free else ():
             group["train_mode"] = True
 
 

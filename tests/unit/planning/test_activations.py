@@ -38,10 +38,12 @@ def load(base_model: str, adapter: dict[str, Any] | None = None, **settings: obj
         {},
         {"train_text_encoder": True},
         {"min_snr_gamma": 5.0},
+        {"prior_preservation_weight": 1.0, "prior_prompt": "a cat"},
+        {"pyramid_noise_iterations": 6, "input_perturbation": 0.1, "loss_type": "huber"},
         {"adapter": {"kind": "dora"}},
         {"adapter": {"init": "pissa"}},
     ],
-    ids=["unet", "text encoder", "snr", "dora", "pissa"],
+    ids=["unet", "text encoder", "snr", "prior", "noises", "dora", "pissa"],
 )
 def model(request: pytest.FixtureRequest, tiny_sd_folder: Path) -> tuple[ModelFamily, Adapter]:
     return load(str(tiny_sd_folder), **request.param)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 
-from lora_scripts.planning.memory_plan import OPTIMIZER_BYTES, MemoryNeeds, choose_plan, micro_batch_sizes
+from lora_scripts.config import RunConfig
+from lora_scripts.planning.memory_plan import (
+    OPTIMIZER_BYTES,
+    MemoryNeeds,
+    choose_plan,
+    micro_batch_sizes,
+    optimizer_bytes,
+)
+from lora_scripts.training.ema import update_average
 from lora_scripts.training.optimizers import (
     OptimizerName,
     OptimizerSettings,
@@ -96,3 +105,8 @@ def test_state_bytes_are_those_the_optimizer_really_holds(name: OptimizerName) -
     held = sum(t.numel() * t.element_size() for t in tensors.values())
     assert held <= OPTIMIZER_BYTES[name] * weight.numel() * 1.01
     assert held > (OPTIMIZER_BYTES[name] - 1) * weight.numel() * 0.99
+    update_average(optimizer, 1, 0.999)
+    averaged = sum(t.numel() * t.element_size() for t in optimizer_state(optimizer)[0].values())
+    config = RunConfig(train_data_dir=Path(), base_model="none", output_dir=Path(), optimizer=name)
+    more = optimizer_bytes(config.model_copy(update={"ema_decay": 0.999})) - optimizer_bytes(config)
+    assert averaged - held == more * weight.numel()
