@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from lora_scripts.adapter_rules import adapter_faults
+from lora_scripts.data_rules import data_faults
 from lora_scripts.words import Words, words_of
 
 __all__ = ["RunConfig", "Size", "parse_size"]
@@ -30,7 +31,7 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 PICTURES_ONLY = frozenset(
     {
-        "metadata_path", "resolution", "buckets", "bucket_step", "max_aspect", "upscale", "flip", "trigger_word",
+        "folders", "metadata_path", "resolution", "buckets", "bucket_step", "max_aspect", "upscale", "flip", "trigger_word",
         "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
         "zero_terminal_snr", "clip_skip", "vae_precision", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
         "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
@@ -122,11 +123,32 @@ def entries_of(value: Any) -> Any:
     return [{"path": entry} if isinstance(entry, str | Path) else entry for entry in entries]
 
 
+class PictureFolder(Section):
+    """One of several folders of pictures, with settings of its own."""
+
+    path: UserPath
+    """Folder with the pictures, sub-folders included."""
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """What the names of its pictures begin with. Default: the last part of `path`."""
+    metadata_path: UserPath | None = None
+    """Its captions; found as for `train_data_dir` without it."""
+    repeats: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Default: the run's `repeats`."""
+    trigger_word: str | None = None
+    """Default: the run's `trigger_word`; "" for none."""
+    caption: str | None = None
+    """The caption of those of its pictures that have none of their own."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """How much its pictures count in the loss."""
+
+
 class DataSettings(Section):
     """Pictures, captions and the shapes they are trained in."""
 
-    train_data_dir: UserPath
-    """Folder with the pictures, sub-folders included; for text-generation the folder with the dialogues, or one file of them."""
+    train_data_dir: UserPath | None = None
+    """Folder with the pictures, sub-folders included; for text-generation the folder with the dialogues, or one file of them. Required, unless `folders` names the pictures."""
+    folders: Annotated[list[PictureFolder], BeforeValidator(entries_of)] = []
+    """More folders of pictures, or all of them, each with settings of its own: paths, or `{path: ..., repeats: 3, trigger_word: ..., weight: 0.5}` (docs/data.md)."""
     metadata_path: UserPath | None = None
     """CSV (`filename,prompt`) or JSONL with the captions. Without it: `metadata.csv` or `metadata.jsonl` in the folder, else `.txt` files beside the pictures."""
     exclude: Names = []
@@ -149,7 +171,7 @@ class DataSettings(Section):
     flip: bool = False
     """Also train on mirrored pictures (each is mirrored in half of its epochs). Not for text, logos or asymmetric faces."""
     trigger_word: str | None = None
-    """Put in front of every caption that does not hold it yet; the word you will write in prompts."""
+    """Put in front of every caption that does not hold it yet; the word you will write in prompts. `folders` can have others."""
     caption_separator: str = ","
     """What separates the parts of a caption that `caption_shuffle` moves."""
     caption_shuffle: bool = False
@@ -161,7 +183,7 @@ class DataSettings(Section):
     caption_variants: Annotated[int, Field(ge=1, le=64)] = 4
     """With `caption_shuffle`: how many different orders of each caption are encoded and cached."""
     cache_dir: UserPath | None = None
-    """Where encoded pictures and captions are kept. Default: `.cache` in `train_data_dir`, shared by all runs on it; `output_dir/cache` when that cannot be written."""
+    """Where encoded pictures and captions are kept. Default: `.cache` in `train_data_dir`, or in the first of `folders`, shared by all runs on it; `output_dir/cache` when that cannot be written."""
 
 
 class DialogueSettings(Section):
@@ -419,6 +441,7 @@ class RunConfig(
         if not self.buckets:
             inert("bucket_step", "buckets is false")
             inert("max_aspect", "buckets is false")
+        faults += data_faults(self, inert)
         faults += adapter_faults(self, inert)
         if self.lora_init == "pissa" and self.init_lora_weights is not None:
             faults.append("lora_init: pissa: the matrices begin as in init_lora_weights. Remove one of them.")
@@ -472,6 +495,18 @@ class RunConfig(
     def name(self) -> str:
         """The finished file's name without its ending."""
         return self.output_name or self.output_dir.resolve().name
+
+    @property
+    def data_dir(self) -> Path:
+        """`train_data_dir`, or where `folders` stand in its place the first of them."""
+        return self.train_data_dir or self.folders[0].path
+
+    @property
+    def triggers(self) -> list[str]:
+        """The trigger words of all that trains, each once."""
+        own = [folder.trigger_word for folder in self.folders]
+        inherited = self.trigger_word if self.train_data_dir is not None or None in own else None
+        return list(dict.fromkeys(word for word in (inherited, *own) if word))
 
     @property
     def words(self) -> Words:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from lora_scripts.training.lr_schedules import resolve_warmup
 from lora_scripts.training.optimizers import evaluation_weights
 
 if TYPE_CHECKING:
+    from lora_scripts.data.dataset import Example
     from lora_scripts.previews import Previews
     from lora_scripts.tasks.protocol import Run
 
@@ -114,7 +116,7 @@ class Finish:
         card = write_sidecar(
             path,
             base_model_version=family.base_model_version,
-            activation_text=config.trigger_word or "",
+            activation_text=", ".join(config.triggers),
             description=config.description,
             preferred_weight=0.8,
             notes=self._notes(step),
@@ -143,14 +145,7 @@ class Finish:
     def _facts(self, name: str, step: int, weights: LayerChanges) -> RunFacts:
         config, dataset = self._config, self._data.dataset
         rank, alpha = Counter((tensors.rank, tensors.alpha) for tensors in weights.values()).most_common(1)[0][0]
-        tags: dict[str, Counter[str]] = {}
-        folders: dict[str, list[int]] = {}
-        for example in dataset.examples:
-            folder = Path(example.name).parent.name or config.train_data_dir.resolve().name
-            tags.setdefault(folder, Counter()).update(
-                part.strip() for part in example.caption.split(",") if part.strip()
-            )
-            folders.setdefault(folder, []).append(example.repeats)
+        folders = dataset.by_directory()
         epochs = -(-step // self._plan.steps_per_epoch)
         return RunFacts(
             output_name=name,
@@ -187,9 +182,9 @@ class Finish:
             resolution=self._resolution,
             buckets=dataset.bucket_counts,
             num_images=len(dataset.examples),
-            dataset_dirs={folder: (repeats[0], len(repeats)) for folder, repeats in folders.items()},
-            tag_frequency=tags,
-            trigger_word=config.trigger_word or "",
+            dataset_dirs={name: (examples[0].repeats, len(examples)) for name, examples in folders.items()},
+            tag_frequency={name: _tags(examples) for name, examples in folders.items()},
+            trigger_word=", ".join(config.triggers),
             description=config.description,
             started_at=self._run.started_at,
             finished_at=time.time(),
@@ -205,3 +200,8 @@ class Finish:
         if self._run.source.path.is_file():
             return file_sha256(self._run.source.path)[:10]
         return hashlib.sha256(self._run.source.own_fingerprint.encode()).hexdigest()[:10]
+
+
+def _tags(examples: Sequence[Example]) -> Counter[str]:
+    """How often each part of a caption stands in the captions."""
+    return Counter(part.strip() for example in examples for part in example.caption.split(",") if part.strip())

@@ -37,7 +37,7 @@ def preview_requests(
             return []
         captions = list(dict.fromkeys(example.caption for example in dataset.examples if example.caption))
         prompts = [captions[i * len(captions) // min(4, len(captions))] for i in range(min(4, len(captions)))]
-        prompts = prompts or [config.trigger_word or ""]
+        prompts = prompts or [(config.triggers or [""])[0]]
     return [preview_request(config, prompt, number, resolution) for number, prompt in enumerate(prompts)]
 
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
 
 from lora_scripts.config import RunConfig, Size
 from lora_scripts.data.buckets import Fit, bucket_sizes, fit_into
 from lora_scripts.data.captions import with_trigger
+from lora_scripts.data.folders import PictureSource, folders_inside, require_folders
+from lora_scripts.data.sampler import total_uses
 from lora_scripts.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lora_scripts.data.metadata import CaptionTable
 
-__all__ = ["Dataset", "Example", "LeftOut", "open_dataset", "require_folder", "unnamed"]
+__all__ = ["Dataset", "Example", "LeftOut", "open_dataset", "unnamed"]
+
+Why = Literal["other", "excluded", "no caption", "unreadable"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class Example:
     """One picture that trains.
 
     Attributes:
-        name: path relative to the data folder, with forward slashes; unique.
+        name: path relative to its folder, with forward slashes, behind the folder's name where `folders` has it; unique.
         size: width and height in pixels after the EXIF turn.
         fit: how it becomes its bucket's shape.
         caption: with the trigger word, before shuffling and dropout.
         digest: sha256 of the file's bytes, hexadecimal.
+        folder: name of the folder among the run's folders that it comes from.
+        weight: how much it counts in the loss.
     """
 
     name: str
@@ -41,6 +47,8 @@ class Example:
     caption: str
     repeats: int
     digest: str
+    folder: str = ""
+    weight: float = 1.0
 
     @property
     def shape(self) -> Size:
@@ -52,6 +60,17 @@ class Example:
         """Pixels."""
         return self.fit.bucket[0] * self.fit.bucket[1]
 
+    def identity(self) -> str:
+        """Content, shape, whatever else decides about training and is not as usual, and the caption, which may be long."""
+        parts = [
+            self.digest[:16],
+            f"{self.shape[0]}x{self.shape[1]}",
+            f"repeats {self.repeats}" if self.repeats != 1 else "",
+            f"weight {self.weight:g}" if self.weight != 1 else "",
+            repr(self.caption),
+        ]
+        return " ".join(filter(None, parts))
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -59,28 +78,38 @@ class LeftOut:
 
     Attributes:
         changed: the file was another one when the run began.
+        why: the kind of reason, for the checks.
+        folder: name of the folder that it comes from, as of an example.
     """
 
     name: str
     reason: str
     changed: bool = False
+    why: Why = "other"
+    folder: str = ""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What trains, what does not, and what was noticed on the way."""
+    """What trains, what does not, and what was noticed on the way.
+
+    Attributes:
+        written: captions as written, by name, before the trigger word is added.
+        sources: the folders that the pictures come from.
+    """
 
     examples: Sequence[Example]
     left_out: Sequence[LeftOut] = ()
     notes: Sequence[str] = field(default_factory=tuple)
+    written: Mapping[str, str] = field(default_factory=dict)
+    sources: Sequence[PictureSource] = ()
 
     @property
     def digest(self) -> str:
         """Changes when any picture, caption, shape or repeat changes; the folder's place does not matter."""
         whole = hashlib.sha256()
         for example in self.examples:
-            row = (example.name, example.digest, example.caption, example.repeats, example.fit.bucket)
-            whole.update(repr(row).encode())
+            whole.update(repr((example.name, example.digest, example.identity())).encode())
         return whole.hexdigest()
 
     @property
@@ -89,9 +118,26 @@ class Dataset:
 
     def identity(self) -> dict[str, str]:
         """Name -> content, shape and caption of every picture."""
-        return {
-            each.name: f"{each.digest[:16]} {each.shape[0]}x{each.shape[1]} {each.caption!r}" for each in self.examples
-        }
+        return {each.name: each.identity() for each in self.examples}
+
+    def by_folder(self) -> list[tuple[PictureSource, list[Example]]]:
+        """Each folder with its pictures."""
+        return [(source, [each for each in self.examples if each.folder == source.name]) for source in self.sources]
+
+    def by_directory(self) -> dict[str, list[Example]]:
+        """The pictures of each directory by its own name, as kohya's scripts tell folders apart in a file's header.
+
+        Where two directories are called alike, the others bear the name of the one above as well.
+        """
+        places: dict[str, list[Example]] = {}
+        for each in self.examples:
+            inside = PurePosixPath(each.name).parent.as_posix()
+            places.setdefault(inside if inside != "." else each.folder, []).append(each)
+        names: dict[str, list[Example]] = {}
+        for place, examples in places.items():
+            short = place.rpartition("/")[2]
+            names[short if short not in names else place.replace("/", "_")] = examples
+        return names
 
     def without(self, failures: Sequence[LeftOut]) -> Dataset:
         """The data set less the pictures that turned out to be unreadable."""
@@ -106,60 +152,104 @@ class Dataset:
         return [f"{len(self.examples)} of {total} pictures train.", *left_out]
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A picture that was found with its caption and not yet looked at."""
+
+    name: str
+    path: Path
+    caption: str
+    repeats: int
+    source: PictureSource
+
+
 def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
-    """The pictures of a run, each with its caption and shape, in the order of their names.
+    """The pictures of a run, each with its caption and shape: folder by folder, in the order of their names.
 
     Raises:
-        DataError: the folder or the caption table cannot be used, or no picture is left to train on.
+        DataError: a folder or a caption table cannot be used, or no picture of a folder is left to train on.
         ConfigError: the batch size is more than all pictures.
     """
-    from lora_scripts.data.metadata import read_captions
-
-    folder = require_folder(config)
-    table = read_captions(folder, config.metadata_path)
-    # A picture without a caption trains without one where there are no captions at all; a table leaves out what it lacks.
-    unusable = {
-        problem.name: problem.reason
-        for problem in table.problems
-        if problem.kind == "bad name" or (problem.kind == "no caption" and table.source is not None)
-    }
+    sources = require_folders(config)
+    wanted: list[_Candidate] = []
+    left_out: list[LeftOut] = []
+    notes: list[str] = []
+    for source in sources:
+        _list_folder(source, sources, config, wanted, left_out, notes)
+    _require_unique([each.name for each in wanted])
     step = config.bucket_step
     shapes = bucket_sizes(resolution, step, config.max_aspect) if config.buckets else [resolution]
 
-    left_out = []
-    wanted = []
-    for name in table.pictures:
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.exclude):
-            left_out.append(LeftOut(_shown(name), "named in exclude"))
-        elif name in unusable:
-            left_out.append(LeftOut(_shown(name), unusable[name]))
-        else:
-            wanted.append(name)
-
-    def examine(name: str) -> Example | LeftOut:
+    def examine(candidate: _Candidate) -> Example | LeftOut:
         from lora_scripts.data.images import image_digest, image_size
 
-        path = folder / name
+        name, path, source = candidate.name, candidate.path, candidate.source
         try:
             size = image_size(path)
             digest = image_digest(path)
         except DataError as error:
-            return LeftOut(name, unnamed(error, path))
+            return LeftOut(name, unnamed(error, path), why="unreadable", folder=source.name)
         fit = fit_into(size, shapes)
         if not config.upscale and fit.upscales(size):
-            return LeftOut(name, f"{size[0]}x{size[1]} is smaller than its shape {fit.bucket[0]}x{fit.bucket[1]}")
-        caption = with_trigger(table.captions.get(name, ""), config.trigger_word)
-        repeats = config.repeats * table.repeats.get(name, 1)
-        return Example(name, path, size, fit, caption, repeats, digest)
+            reason = f"{size[0]}x{size[1]} is smaller than its shape {fit.bucket[0]}x{fit.bucket[1]}"
+            return LeftOut(name, reason, folder=source.name)
+        caption = with_trigger(candidate.caption, source.trigger_word)
+        return Example(name, path, size, fit, caption, candidate.repeats, digest, source.name, source.weight)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         examined = list(pool.map(examine, wanted))
     examples = [item for item in examined if isinstance(item, Example)]
     left_out += [item for item in examined if isinstance(item, LeftOut)]
-    dataset = Dataset(examples, left_out, (*table.notes, *_useless_rows(table)))
-    require_examples(dataset, folder)
+    written = {each.name: each.caption for each in wanted}
+    dataset = Dataset(examples, left_out, notes, written, sources)
+    _require_examples(dataset)
     _require_batch(config, dataset)
     return dataset
+
+
+def _list_folder(
+    source: PictureSource,
+    sources: Sequence[PictureSource],
+    config: RunConfig,
+    wanted: list[_Candidate],
+    left_out: list[LeftOut],
+    notes: list[str],
+) -> None:
+    """Adds a folder's pictures, those that cannot be used for want of a caption or a name, and what was noticed."""
+    from lora_scripts.data.metadata import read_captions
+
+    inside = folders_inside(source.path, [other.path for other in sources])
+    table = read_captions(source.path, source.metadata_path, without=inside)
+    # A picture without a caption trains without one where there are no captions at all; a table leaves out what it lacks.
+    unusable: dict[str, tuple[str, Why]] = {}
+    for problem in table.problems:
+        if problem.kind == "bad name":
+            unusable[problem.name] = (problem.reason, "unreadable")
+        elif problem.kind == "no caption" and table.source is not None and not source.caption:
+            unusable[problem.name] = (problem.reason, "no caption")
+    for name in table.pictures:
+        full = f"{source.prefix}{name}"
+        if any(fnmatch.fnmatchcase(full, pattern) for pattern in config.exclude):
+            left_out.append(LeftOut(_shown(full), "named in exclude", why="excluded", folder=source.name))
+        elif name in unusable:
+            reason, why = unusable[name]
+            left_out.append(LeftOut(_shown(full), reason, why=why, folder=source.name))
+        else:
+            caption = table.captions.get(name) or source.caption
+            repeats = source.repeats * table.repeats.get(name, 1)
+            wanted.append(_Candidate(full, source.path / name, caption, repeats, source))
+    said = f"{source.name}: " if len(sources) > 1 else ""
+    notes += [f"{said}{note}" for note in (*table.notes, *_useless_rows(table))]
+
+
+def _require_unique(names: Sequence[str]) -> None:
+    """Raises DataError when two pictures would be called the same."""
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"folders: two pictures would be called {twice}: a folder in train_data_dir has the name of an entry. "
+            "Give the entry another name: {path: ..., name: ...}."
+        )
 
 
 def _useless_rows(table: CaptionTable) -> list[str]:
@@ -180,18 +270,9 @@ def unnamed(error: DataError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")
 
 
-def require_folder(config: RunConfig) -> Path:
-    """The folder of pictures; raises DataError when it is not there. Cheap, so it is asked before weights are read."""
-    if not config.train_data_dir.is_dir():
-        raise DataError(
-            f"train_data_dir: {config.train_data_dir}: no such folder. Put the pictures there, or correct the path."
-        )
-    return config.train_data_dir
-
-
 def _require_batch(config: RunConfig, dataset: Dataset) -> None:
     """Raises ConfigError when the user wrote a batch that the data set can never fill; the default adapts in silence."""
-    uses = sum(example.repeats for example in dataset.examples)
+    uses = total_uses(dataset.examples)
     if "batch_size" in config.model_fields_set and config.batch_size != "auto" and config.batch_size > uses:
         raise ConfigError(
             f"batch_size: {config.batch_size} is more than the {uses} pictures of an epoch, so it is never filled. "
@@ -199,13 +280,19 @@ def _require_batch(config: RunConfig, dataset: Dataset) -> None:
         )
 
 
-def require_examples(dataset: Dataset, folder: Path) -> None:
-    """Raises DataError, with the reasons, when nothing is left to train on."""
-    if dataset.examples:
+def _require_examples(dataset: Dataset) -> None:
+    """Raises DataError, with the reasons, when nothing is left to train on, in all or in one of the folders."""
+    some = {example.folder for example in dataset.examples}
+    faults = [line for source in dataset.sources if source.name not in some for line in _why_empty(dataset, source)]
+    if faults:
+        raise DataError("\n".join(faults))
+
+
+def _why_empty(dataset: Dataset, source: PictureSource) -> Iterator[str]:
+    where = f"{source.path}" if len(dataset.sources) == 1 else f"{source.where}: {source.path}"
+    lost = [item for item in dataset.left_out if item.folder == source.name]
+    if not lost:
+        yield f"{where}: holds no pictures (jpg, png, webp, bmp, gif, tiff). Put them there, or correct the path."
         return
-    reasons = "\n".join(f"  {item.name}: {item.reason}" for item in dataset.left_out[:20])
-    if reasons:
-        raise DataError(f"{folder}: none of its {len(dataset.left_out)} pictures can be trained on:\n{reasons}")
-    raise DataError(
-        f"{folder}: holds no pictures (jpg, png, webp, bmp, gif, tiff). Put them there, or correct the path."
-    )
+    yield f"{where}: none of its {len(lost)} pictures can be trained on:"
+    yield from (f"  {item.name}: {item.reason}" for item in lost[:20])

@@ -85,16 +85,24 @@ class EncodedDataset:
         """The examples of one micro-batch, stacked on the device."""
         import torch
 
+        examples = [self.dataset.examples[sample.index] for sample in samples]
         captions, rows = [], []
-        for sample in samples:
-            caption = self.captions.pick(self.dataset.examples[sample.index].caption, sample.key)
+        for example, sample in zip(examples, samples, strict=True):
+            caption = self.captions.pick(example.caption, sample.key)
             mirrored = self.flip and fraction(self.captions.seed, "flip", sample.key) < 0.5
             captions.append(caption)
             rows.append({**self.images[sample.index, mirrored], **self.texts.get(caption, {})})
         tensors = {
             name: torch.stack([row[name] for row in rows]).to(device, non_blocking=True) for name in (rows[0] or {})
         }
-        return Batch(tensors, captions, [s.key for s in samples], [s.stratum for s in samples])
+        weights = [example.weight for example in examples]
+        return Batch(
+            tensors,
+            captions,
+            [s.key for s in samples],
+            [s.stratum for s in samples],
+            weights=None if set(weights) == {1.0} else weights,
+        )
 
 
 @dataclass(frozen=True)

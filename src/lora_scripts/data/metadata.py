@@ -67,7 +67,9 @@ class CaptionTable:
     extra: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def read_captions(train_data_dir: Path, metadata_path: Path | None, *, look_for_table: bool = True) -> CaptionTable:
+def read_captions(
+    train_data_dir: Path, metadata_path: Path | None, *, look_for_table: bool = True, without: Sequence[str] = ()
+) -> CaptionTable:
     """The captions of the pictures in a folder.
 
     From the table first (`metadata_path`, or without it `metadata.csv` or `metadata.jsonl` in the folder), else from the
@@ -75,11 +77,13 @@ def read_captions(train_data_dir: Path, metadata_path: Path | None, *, look_for_
 
     Args:
         look_for_table: whether a table in the folder is read that nobody named.
+        without: folders inside of it, relative to it with forward slashes, that are not looked into.
     Raises:
         DataError: the folder or the named table is not there, or the table cannot be read at all.
     """
     folder = Path(train_data_dir)
-    table = CaptionTable(pictures=[path.relative_to(folder).as_posix() for path in list_images(folder)])
+    names = [path.relative_to(folder).as_posix() for path in list_images(folder)]
+    table = CaptionTable(pictures=[name for name in names if not any(name.startswith(f"{part}/") for part in without)])
     if metadata_path is not None or look_for_table:
         table.source = _find_table(folder, metadata_path, table.notes)
     if table.source is not None:

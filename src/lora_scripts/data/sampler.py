@@ -13,7 +13,7 @@ from lora_scripts.data.captions import fraction
 if TYPE_CHECKING:
     from lora_scripts.data.training_data import TrainingExample
 
-__all__ = ["Sample", "StepPlan"]
+__all__ = ["Sample", "StepPlan", "total_uses"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Sample:
     index: int
     key: str
     stratum: tuple[float, float] = (0.0, 1.0)
+
+
+def total_uses(examples: Sequence[TrainingExample]) -> int:
+    """Uses of all examples in an epoch."""
+    return sum(example.repeats for example in examples)
 
 
 class StepPlan:

@@ -60,6 +60,7 @@ class Batch:
             optimizer step are spread evenly; None for independent draws.
         levels: B prescribed noise levels, each a share 0..1 of the trained range, for measurements; the noise is then
             plain. None in training.
+        weights: B factors by which the examples' losses count in the total; None where all count alike.
         filled: for a tensor whose rows differ in length, how much of each row is filled, from the front.
     """
 
@@ -68,6 +69,7 @@ class Batch:
     keys: Sequence[str]
     strata: Sequence[tuple[float, float]] | None = None
     levels: Sequence[float] | None = None
+    weights: Sequence[float] | None = None
     filled: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def at_levels(self, levels: Sequence[float]) -> Batch:

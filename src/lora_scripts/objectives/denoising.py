@@ -82,6 +82,8 @@ class DenoisingObjective:
         plain = self._of_picture(squared, batch)
         of_picture = plain if errors is squared else self._of_picture(errors, batch)
         weighted = of_picture * self._weights(noised)
+        if batch.weights is not None:
+            weighted = weighted * torch.tensor(batch.weights, device=weighted.device)
         low, high = self._trained_range()
         levels = (noised.timesteps - low + 0.5) / (high - low)
         return Loss(weighted.sum(), len(weighted), plain.detach(), levels)

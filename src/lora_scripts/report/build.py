@@ -11,7 +11,7 @@ from lora_scripts.config import RunConfig
 from lora_scripts.data.dataset import Dataset, Example
 from lora_scripts.errors import DataError
 from lora_scripts.models.recognise import read_json
-from lora_scripts.report.facts import HardThumbnail, Measurement, ReportFacts, Thumbnail
+from lora_scripts.report.facts import FolderRow, HardThumbnail, Measurement, ReportFacts, Thumbnail
 from lora_scripts.report.usage import use_folder
 
 if TYPE_CHECKING:
@@ -52,10 +52,11 @@ def build_report(config: RunConfig, outcome: Outcome, measurements: Sequence[Mea
 def _of_pictures(facts: ReportFacts, config: RunConfig, outcome: Outcome) -> ReportFacts:
     dataset = outcome.dataset
     assert isinstance(dataset, Dataset)
-    trigger = f"{config.trigger_word}, " if config.trigger_word else ""
+    trigger = f"{config.triggers[0]}, " if config.triggers else ""
     return replace(
         facts,
-        trigger=config.trigger_word or "",
+        trigger=", ".join(config.triggers),
+        folders=_folders(dataset),
         thumbnails=_thumbnails(dataset),
         bucket_counts={f"{width}x{height}": count for (width, height), count in dataset.bucket_counts.items()},
         worst_fitted=[
@@ -99,6 +100,17 @@ OF_TASK = {"text-to-image": _of_pictures, "text-generation": _of_dialogues}
 
 def _curves_command(config: RunConfig) -> tuple[str, str]:
     return "look at the curves", f"tensorboard --logdir {config.output_dir / 'logs'} --port 6006"
+
+
+def _folders(dataset: Dataset) -> list[FolderRow]:
+    """What came from where; nothing to tell of a single folder."""
+    rows = [
+        FolderRow(
+            source.name, len(examples), sum(each.repeats for each in examples), source.trigger_word or "", source.weight
+        )
+        for source, examples in dataset.by_folder()
+    ]
+    return rows if len(rows) > 1 else []
 
 
 def _thumbnails(dataset: Dataset) -> list[Thumbnail]:

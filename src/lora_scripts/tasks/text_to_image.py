@@ -10,14 +10,16 @@ from lora_scripts.choosing.clip import find_clip
 from lora_scripts.config import RunConfig, Size
 from lora_scripts.data.cache import EncodingCache, cache_folder
 from lora_scripts.data.captions import CaptionSettings
-from lora_scripts.data.dataset import Dataset, open_dataset, require_folder
+from lora_scripts.data.dataset import Dataset, Example, open_dataset
 from lora_scripts.data.encoded import encode_all
+from lora_scripts.data.folders import PictureSource, require_folders
 from lora_scripts.data.outlined import OutlinedPictures
 from lora_scripts.data.split import split
 from lora_scripts.families import num_parameters
 from lora_scripts.finish import Finish
 from lora_scripts.preflight.before_run import check_before_run
 from lora_scripts.preflight.model_step import LoadedModel
+from lora_scripts.preflight.wording import count
 from lora_scripts.previews import Previews, preview_requests
 from lora_scripts.tasks.protocol import DataOutline, Finishing, Prepared, Previewing, Progress, Run
 
@@ -40,7 +42,7 @@ class TextToImage:
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        require_folder(config)
+        require_folders(config)
         self._clip = find_clip(config)  # judges the pictures when all is done; a wrong name is told now
         self._resolution: Size = (0, 0)
         self._dataset = Dataset(())
@@ -94,7 +96,11 @@ class TextToImage:
 
     def facts(self) -> Sequence[tuple[str, str]]:
         buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self._dataset.bucket_counts.items())
-        return [("pictures", f"{len(self._dataset.examples)} ({buckets})")]
+        folders = [_described(source, examples) for source, examples in self._dataset.by_folder()]
+        return [
+            ("pictures", f"{len(self._dataset.examples)} ({buckets})"),
+            *([("folders", "; ".join(folders))] if len(folders) > 1 else []),
+        ]
 
     def settings(self) -> dict[str, Any]:
         return {"resolution": f"{self._resolution[0]}x{self._resolution[1]}"}
@@ -112,3 +118,15 @@ class TextToImage:
         if self._clip is None:
             return None
         return ByPictures(run, self._clip, run_state, cast("Previews", previews), self._resolution)
+
+
+def _described(source: PictureSource, examples: Sequence[Example]) -> str:
+    """A folder in the head of the log."""
+    uses = sum(each.repeats for each in examples)
+    parts = [
+        f"{source.name}: {count(len(examples), 'picture')}",
+        f"{uses} uses an epoch" if uses != len(examples) else "",
+        f"trigger word {source.trigger_word}" if source.trigger_word else "",
+        f"weight {source.weight:g}" if source.weight != 1 else "",
+    ]
+    return ", ".join(filter(None, parts))

@@ -1,0 +1,46 @@
+"""Rules between the settings of the data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_scripts.config import PictureFolder, RunConfig
+
+__all__ = ["data_faults"]
+
+
+def data_faults(config: RunConfig, inert: Callable[[str, str], None]) -> list[str]:
+    """What is wrong, one line each; what merely has no effect is told to `inert(setting, reason)`."""
+    if config.task_type != "text-to-image":  # settings of pictures are refused there as such
+        return [] if config.train_data_dir else ["train_data_dir: is missing; every run needs it."]
+    faults = []
+    if config.train_data_dir is None:
+        if not config.folders:
+            return ["train_data_dir: is missing; name the folder of pictures there, or several in folders."]
+        inert("metadata_path", "train_data_dir is not set; give it to the entry of folders that it belongs to")
+        if all(folder.trigger_word is not None for folder in config.folders):
+            inert("trigger_word", "every entry of folders has its own")
+        if all(folder.repeats is not None for folder in config.folders):
+            inert("repeats", "every entry of folders has its own")
+    for number, folder in enumerate(config.folders, start=1):
+        faults += [f"folders: entry {number}: {fault}" for fault in _folder_faults(folder)]
+    return [*faults, *_same_folder_twice(config)]
+
+
+def _folder_faults(folder: PictureFolder) -> Iterator[str]:
+    if folder.name is not None and not re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", folder.name):
+        yield f"name: {folder.name!r} holds characters that a folder's name cannot have."
+
+
+def _same_folder_twice(config: RunConfig) -> Iterator[str]:
+    seen = {config.train_data_dir.resolve(): "train_data_dir"} if config.train_data_dir is not None else {}
+    names: dict[str, int] = {}
+    for number, folder in enumerate(config.folders, start=1):
+        first = seen.setdefault(folder.path.resolve(), f"entry {number}")
+        if first != f"entry {number}":
+            yield f"folders: entry {number}: is the same folder as {first}; to see its pictures more often, set repeats."
+        if folder.name is not None and names.setdefault(folder.name, number) != number:
+            yield f"folders: entry {number}: name: entry {names[folder.name]} is called {folder.name!r} too."
