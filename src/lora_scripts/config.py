@@ -133,13 +133,15 @@ class PictureFolder(Section):
     metadata_path: UserPath | None = None
     """Its captions; found as for `train_data_dir` without it."""
     repeats: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Default: the run's `repeats`."""
+    """Default: the run's `repeats`. With `regularization`: how often each is taken, compared with others of that kind; 1."""
     trigger_word: str | None = None
     """Default: the run's `trigger_word`; "" for none."""
     caption: str | None = None
     """The caption of those of its pictures that have none of their own."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
     """How much its pictures count in the loss."""
+    regularization: bool = False
+    """Its pictures are not what is to be learnt; they keep what the model knows of other things of that kind. Mixed in so that an epoch has as many of them as of the others; never with a trigger word, never held out."""
 
 
 class DataSettings(Section):
@@ -504,7 +506,7 @@ class RunConfig(
     @property
     def triggers(self) -> list[str]:
         """The trigger words of all that trains, each once."""
-        own = [folder.trigger_word for folder in self.folders]
+        own = [folder.trigger_word for folder in self.folders if not folder.regularization]
         inherited = self.trigger_word if self.train_data_dir is not None or None in own else None
         return list(dict.fromkeys(word for word in (inherited, *own) if word))
 

@@ -21,9 +21,14 @@ def data_faults(config: RunConfig, inert: Callable[[str, str], None]) -> list[st
         if not config.folders:
             return ["train_data_dir: is missing; name the folder of pictures there, or several in folders."]
         inert("metadata_path", "train_data_dir is not set; give it to the entry of folders that it belongs to")
-        if all(folder.trigger_word is not None for folder in config.folders):
+        learnt = [folder for folder in config.folders if not folder.regularization]
+        if not learnt:
+            faults.append(
+                "folders: every entry is for regularization, so there is nothing to learn. Set train_data_dir."
+            )
+        if all(folder.trigger_word is not None for folder in learnt):
             inert("trigger_word", "every entry of folders has its own")
-        if all(folder.repeats is not None for folder in config.folders):
+        if all(folder.repeats is not None for folder in learnt):
             inert("repeats", "every entry of folders has its own")
     for number, folder in enumerate(config.folders, start=1):
         faults += [f"folders: entry {number}: {fault}" for fault in _folder_faults(folder)]
@@ -33,6 +38,8 @@ def data_faults(config: RunConfig, inert: Callable[[str, str], None]) -> list[st
 def _folder_faults(folder: PictureFolder) -> Iterator[str]:
     if folder.name is not None and not re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", folder.name):
         yield f"name: {folder.name!r} holds characters that a folder's name cannot have."
+    if folder.regularization and folder.trigger_word:
+        yield "trigger_word: has no effect because regularization pictures never get one. Remove it."
 
 
 def _same_folder_twice(config: RunConfig) -> Iterator[str]:

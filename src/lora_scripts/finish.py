@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,7 +129,9 @@ class Finish:
 
     def _notes(self, step: int) -> str:
         run = self._run
-        text = f"Trained with lora-scripts on {run.source.title}, {len(self._data.examples)} pictures, {step} steps."
+        text = (
+            f"Trained with lora-scripts on {run.source.title}, {len(self._data.dataset.learnt)} pictures, {step} steps."
+        )
         if not run.beneath:
             return text
         tags = " ".join(lora.tag for lora in run.beneath)
@@ -145,7 +147,8 @@ class Finish:
     def _facts(self, name: str, step: int, weights: LayerChanges) -> RunFacts:
         config, dataset = self._config, self._data.dataset
         rank, alpha = Counter((tensors.rank, tensors.alpha) for tensors in weights.values()).most_common(1)[0][0]
-        folders = dataset.by_directory()
+        folders = dataset.by_directory(dataset.learnt)
+        others = dataset.by_directory([each for each in dataset.examples if each.is_regularization])
         epochs = -(-step // self._plan.steps_per_epoch)
         return RunFacts(
             output_name=name,
@@ -181,8 +184,10 @@ class Finish:
             seed=config.seed,
             resolution=self._resolution,
             buckets=dataset.bucket_counts,
-            num_images=len(dataset.examples),
-            dataset_dirs={name: (examples[0].repeats, len(examples)) for name, examples in folders.items()},
+            num_images=len(dataset.learnt),
+            num_regularization_images=len(dataset.examples) - len(dataset.learnt),
+            dataset_dirs=_directories(folders),
+            regularization_dirs=_directories(others),
             tag_frequency={name: _tags(examples) for name, examples in folders.items()},
             trigger_word=", ".join(config.triggers),
             description=config.description,
@@ -200,6 +205,11 @@ class Finish:
         if self._run.source.path.is_file():
             return file_sha256(self._run.source.path)[:10]
         return hashlib.sha256(self._run.source.own_fingerprint.encode()).hexdigest()[:10]
+
+
+def _directories(examples: Mapping[str, Sequence[Example]]) -> dict[str, tuple[int, int]]:
+    """Of each directory the repeats and the number of its pictures."""
+    return {name: (inside[0].repeats, len(inside)) for name, inside in examples.items()}
 
 
 def _tags(examples: Sequence[Example]) -> Counter[str]:

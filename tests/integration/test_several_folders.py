@@ -138,7 +138,7 @@ def test_run_log_report_and_file_tell_the_folders(
     assert "zwx" not in tags["pictures"]
     assert header["modelspec.trigger_phrase"] == "sks, zwx"
     report = (run / "report.html").read_text("utf-8")
-    assert "<td>pictures-2</td><td>4</td><td>8</td><td>zwx</td>" in report
+    assert "<td>pictures-2</td><td>to be learnt</td><td>4</td><td>8</td><td>zwx</td>" in report
 
     # Moved elsewhere under the same name it is the same run; other repeats are not.
     moved = second.parent / "pictures-2"

@@ -38,6 +38,7 @@ class Example:
         digest: sha256 of the file's bytes, hexadecimal.
         folder: name of the folder among the run's folders that it comes from.
         weight: how much it counts in the loss.
+        is_regularization: it keeps what the model knows and is not what is to be learnt.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Example:
     digest: str
     folder: str = ""
     weight: float = 1.0
+    is_regularization: bool = False
 
     @property
     def shape(self) -> Size:
@@ -67,6 +69,7 @@ class Example:
             f"{self.shape[0]}x{self.shape[1]}",
             f"repeats {self.repeats}" if self.repeats != 1 else "",
             f"weight {self.weight:g}" if self.weight != 1 else "",
+            "regularization" if self.is_regularization else "",
             repr(self.caption),
         ]
         return " ".join(filter(None, parts))
@@ -113,6 +116,11 @@ class Dataset:
         return whole.hexdigest()
 
     @property
+    def learnt(self) -> list[Example]:
+        """The pictures that are to be learnt: all but those for regularization."""
+        return [example for example in self.examples if not example.is_regularization]
+
+    @property
     def bucket_counts(self) -> dict[Size, int]:
         return dict(sorted(Counter(example.fit.bucket for example in self.examples).items()))
 
@@ -124,19 +132,19 @@ class Dataset:
         """Each folder with its pictures."""
         return [(source, [each for each in self.examples if each.folder == source.name]) for source in self.sources]
 
-    def by_directory(self) -> dict[str, list[Example]]:
-        """The pictures of each directory by its own name, as kohya's scripts tell folders apart in a file's header.
+    def by_directory(self, examples: Sequence[Example]) -> dict[str, list[Example]]:
+        """Some of the pictures by the name of their directory, as kohya's scripts tell folders apart in a file's header.
 
         Where two directories are called alike, the others bear the name of the one above as well.
         """
         places: dict[str, list[Example]] = {}
-        for each in self.examples:
+        for each in examples:
             inside = PurePosixPath(each.name).parent.as_posix()
             places.setdefault(inside if inside != "." else each.folder, []).append(each)
         names: dict[str, list[Example]] = {}
-        for place, examples in places.items():
+        for place, inside_it in places.items():
             short = place.rpartition("/")[2]
-            names[short if short not in names else place.replace("/", "_")] = examples
+            names[short if short not in names else place.replace("/", "_")] = inside_it
         return names
 
     def without(self, failures: Sequence[LeftOut]) -> Dataset:
@@ -147,9 +155,15 @@ class Dataset:
 
     def summary(self) -> list[str]:
         """How many pictures train, and the names of those that do not, one line each."""
-        total = len(self.examples) + len(self.left_out)
         left_out = [f"  left out: {item.name}: {item.reason}" for item in self.left_out]
-        return [f"{len(self.examples)} of {total} pictures train.", *left_out]
+        others = {source.name for source in self.sources if source.regularization}
+        lost = sum(item.folder not in others for item in self.left_out)
+        learnt = len(self.learnt)
+        lines = [f"{learnt} of {learnt + lost} pictures train."]
+        if others:
+            mixed_in = len(self.examples) - learnt
+            lines.append(f"{mixed_in} of {mixed_in + len(self.left_out) - lost} regularization pictures are mixed in.")
+        return [*lines, *left_out]
 
 
 @dataclass(frozen=True)
@@ -194,7 +208,18 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
             reason = f"{size[0]}x{size[1]} is smaller than its shape {fit.bucket[0]}x{fit.bucket[1]}"
             return LeftOut(name, reason, folder=source.name)
         caption = with_trigger(candidate.caption, source.trigger_word)
-        return Example(name, path, size, fit, caption, candidate.repeats, digest, source.name, source.weight)
+        return Example(
+            name,
+            path,
+            size,
+            fit,
+            caption,
+            candidate.repeats,
+            digest,
+            source.name,
+            source.weight,
+            source.regularization,
+        )
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         examined = list(pool.map(examine, wanted))

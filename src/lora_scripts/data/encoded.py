@@ -145,8 +145,8 @@ def encode_all(
     if failures:
         kept = [i for i in range(len(dataset.examples)) if i not in failures]
         images = {(new, m): images[old, m] for new, old in enumerate(kept) for m in (False, True) if (old, m) in images}
-        dataset = dataset.without(list(failures.values()))
-        if not dataset.examples:
+        before, dataset = dataset, dataset.without(list(failures.values()))
+        if not dataset.examples or (before.learnt and not dataset.learnt):
             raise DataError(
                 "no picture could be decoded:\n" + "\n".join(f"  {f.name}: {f.reason}" for f in failures.values())
             )

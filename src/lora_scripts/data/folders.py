@@ -25,6 +25,7 @@ class PictureSource:
         prefix: what its pictures' names begin with; empty for `train_data_dir`.
         caption: for pictures that have none of their own.
         weight: how much its pictures count in the loss.
+        regularization: its pictures keep what the model knows; they are not what is to be learnt.
     """
 
     where: str
@@ -36,6 +37,7 @@ class PictureSource:
     trigger_word: str | None
     caption: str = ""
     weight: float = 1.0
+    regularization: bool = False
 
 
 def picture_sources(config: RunConfig) -> list[PictureSource]:
@@ -57,6 +59,11 @@ def picture_sources(config: RunConfig) -> list[PictureSource]:
         )
     for number, folder in enumerate(config.folders, start=1):
         name = folder.name or _free(folder.path.resolve().name, taken)
+        repeats, trigger_word = folder.repeats, folder.trigger_word
+        if repeats is None:
+            repeats = 1 if folder.regularization else config.repeats
+        if trigger_word is None and not folder.regularization:
+            trigger_word = config.trigger_word
         sources.append(
             PictureSource(
                 f"folders entry {number}",
@@ -64,10 +71,11 @@ def picture_sources(config: RunConfig) -> list[PictureSource]:
                 name,
                 f"{name}/",
                 folder.metadata_path,
-                config.repeats if folder.repeats is None else folder.repeats,
-                config.trigger_word if folder.trigger_word is None else folder.trigger_word or None,
+                repeats,
+                trigger_word or None,
                 folder.caption or "",
                 folder.weight,
+                folder.regularization,
             )
         )
     return sources

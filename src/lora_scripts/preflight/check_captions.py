@@ -30,13 +30,13 @@ FEWEST_CAPTIONS = 5
 
 def check_captions(facts: DataFacts, config: RunConfig, cut: CutCaption | None) -> list[Finding]:
     """All findings about captions; `cut` None leaves the token limit out."""
-    examples = facts.examples
+    learnt = facts.learnt
     return [
         *_missing(facts),
-        *_alike(examples),
-        *_too_long(examples, cut),
+        *_alike(learnt),
+        *_too_long(facts.examples, cut),
         *_trigger(facts, config),
-        *_inconsistent(examples, config.caption_separator),
+        *_inconsistent(learnt, config.caption_separator),
     ]
 
 
@@ -124,13 +124,11 @@ def _trigger(facts: DataFacts, config: RunConfig) -> Iterable[Finding]:
                 "note", "trigger-added", f"The trigger word {named} is put in front of {count(added, 'caption')}."
             )
         return
-    starts = {e.name: e.caption.split(config.caption_separator)[0].strip().lower() for e in facts.examples if e.caption}
+    starts = {e.name: e.caption.split(config.caption_separator)[0].strip().lower() for e in facts.learnt if e.caption}
     if len(starts) < FEWEST_CAPTIONS:
         return
     start, times = Counter(starts.values()).most_common(1)[0]
-    parts = {
-        e.name: [part.strip().lower() for part in e.caption.split(config.caption_separator)] for e in facts.examples
-    }
+    parts = {e.name: [part.strip().lower() for part in e.caption.split(config.caption_separator)] for e in facts.learnt}
     lacking = [name for name in starts if start not in parts[name]]
     if lacking and times >= USUAL_START * len(starts):
         yield Finding(

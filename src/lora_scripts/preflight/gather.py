@@ -44,6 +44,11 @@ class DataFacts:
     num_pictures: int
     sources: Sequence[PictureSource]
 
+    @property
+    def learnt(self) -> list[Example]:
+        """The examples that are not for regularization."""
+        return [example for example in self.examples if not example.is_regularization]
+
 
 def gather(config: RunConfig, dataset: Dataset, cache: EncodingCache, progress: Progress) -> DataFacts:
     """Measures every picture that is not in the cache yet, and asks why others were left out."""

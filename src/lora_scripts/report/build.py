@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.data.dataset import Dataset, Example
+from lora_scripts.data.sampler import mean_uses
 from lora_scripts.errors import DataError
 from lora_scripts.models.recognise import read_json
 from lora_scripts.report.facts import FolderRow, HardThumbnail, Measurement, ReportFacts, Thumbnail
@@ -32,7 +33,7 @@ def build_report(config: RunConfig, outcome: Outcome, measurements: Sequence[Mea
     facts = ReportFacts(
         name=config.name,
         words=config.words,
-        num_examples=len(outcome.dataset.examples),
+        num_examples=sum(not each.is_regularization for each in outcome.dataset.examples),
         left_out=[(item.name, item.reason) for item in outcome.dataset.left_out],
         measurements=measurements,
         check=outcome.check,
@@ -104,9 +105,15 @@ def _curves_command(config: RunConfig) -> tuple[str, str]:
 
 def _folders(dataset: Dataset) -> list[FolderRow]:
     """What came from where; nothing to tell of a single folder."""
+    uses = dict(zip((each.name for each in dataset.examples), mean_uses(dataset.examples), strict=True))
     rows = [
         FolderRow(
-            source.name, len(examples), sum(each.repeats for each in examples), source.trigger_word or "", source.weight
+            source.name,
+            len(examples),
+            sum(uses[each.name] for each in examples),
+            source.trigger_word or "",
+            source.weight,
+            source.regularization,
         )
         for source, examples in dataset.by_folder()
     ]
@@ -115,7 +122,7 @@ def _folders(dataset: Dataset) -> list[FolderRow]:
 
 def _thumbnails(dataset: Dataset) -> list[Thumbnail]:
     """The first pictures of the data set."""
-    found = (_thumbnail(example) for example in dataset.examples[:MOST_THUMBNAILS])
+    found = (_thumbnail(example) for example in dataset.learnt[:MOST_THUMBNAILS])
     return [small for small in found if small is not None]
 
 

@@ -33,15 +33,17 @@ class FolderRow:
     """One folder of the data set.
 
     Attributes:
-        uses: of its pictures in an epoch.
+        uses: of its pictures in an epoch, on average.
         weight: how much each counts in the loss.
+        regularization: whether they are for that.
     """
 
     name: str
     pictures: int
-    uses: int
+    uses: float
     trigger: str = ""
     weight: float = 1.0
+    regularization: bool = False
 
 
 @dataclass(frozen=True)

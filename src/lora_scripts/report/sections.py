@@ -165,8 +165,18 @@ def data(history: RunHistory, report: ReportFacts) -> Html | None:
 
 
 def _folders(folders: Sequence[FolderRow]) -> Html:
-    rows = [[row.name, count(row.pictures), count(row.uses), row.trigger or "-", f"{row.weight:g}"] for row in folders]
-    return table(["Folder", "Pictures", "Seen per epoch", "Trigger word", "Weight in the loss"], rows)
+    rows = [
+        [
+            row.name,
+            "regularization" if row.regularization else "to be learnt",
+            count(row.pictures),
+            count(round(row.uses)),
+            row.trigger or "-",
+            f"{row.weight:g}",
+        ]
+        for row in folders
+    ]
+    return table(["Folder", "For", "Pictures", "Uses per epoch", "Trigger word", "Weight in the loss"], rows)
 
 
 def _buckets(counts: Mapping[str, int]) -> Html:

@@ -14,6 +14,7 @@ from lora_scripts.data.dataset import Dataset, Example, open_dataset
 from lora_scripts.data.encoded import encode_all
 from lora_scripts.data.folders import PictureSource, require_folders
 from lora_scripts.data.outlined import OutlinedPictures
+from lora_scripts.data.sampler import total_uses
 from lora_scripts.data.split import split
 from lora_scripts.families import num_parameters
 from lora_scripts.finish import Finish
@@ -96,11 +97,16 @@ class TextToImage:
 
     def facts(self) -> Sequence[tuple[str, str]]:
         buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self._dataset.bucket_counts.items())
-        folders = [_described(source, examples) for source, examples in self._dataset.by_folder()]
-        return [
-            ("pictures", f"{len(self._dataset.examples)} ({buckets})"),
-            *([("folders", "; ".join(folders))] if len(folders) > 1 else []),
-        ]
+        learnt = [(source, found) for source, found in self._dataset.by_folder() if not source.regularization]
+        others = [(source, found) for source, found in self._dataset.by_folder() if source.regularization]
+        facts = [("pictures", f"{len(self._dataset.examples)} ({buckets})")]
+        if len(learnt) > 1:
+            facts.append(("folders", "; ".join(_described(*folder) for folder in learnt)))
+        if others:
+            uses = total_uses(self._dataset.learnt)
+            told = "; ".join(_described(*folder) for folder in others)
+            facts.append(("regularization", f"{told}: {uses} uses an epoch, as many as of the others"))
+        return facts
 
     def settings(self) -> dict[str, Any]:
         return {"resolution": f"{self._resolution[0]}x{self._resolution[1]}"}
@@ -125,8 +131,8 @@ def _described(source: PictureSource, examples: Sequence[Example]) -> str:
     uses = sum(each.repeats for each in examples)
     parts = [
         f"{source.name}: {count(len(examples), 'picture')}",
-        f"{uses} uses an epoch" if uses != len(examples) else "",
+        f"{uses} uses an epoch" if uses != len(examples) and not source.regularization else "",
         f"trigger word {source.trigger_word}" if source.trigger_word else "",
-        f"weight {source.weight:g}" if source.weight != 1 else "",
+        f"weight {source.weight:g}" if source.weight != 1 or source.regularization else "",
     ]
     return ", ".join(filter(None, parts))
