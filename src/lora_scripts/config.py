@@ -32,7 +32,7 @@ Size = tuple[int, int]
 PICTURES_ONLY = frozenset(
     {
         "folders", "metadata_path", "resolution", "buckets", "bucket_step", "max_aspect", "upscale", "flip", "trigger_word",
-        "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
+        "caption_per_line", "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
         "zero_terminal_snr", "clip_skip", "vae_precision", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
         "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
         "metadata_level", "conv_rank", "conv_alpha", "preset", "export_as", "sample_negative_prompt", "sample_steps", "sample_guidance",
@@ -174,6 +174,8 @@ class DataSettings(Section):
     """Also train on mirrored pictures (each is mirrored in half of its epochs). Not for text, logos or asymmetric faces."""
     trigger_word: str | None = None
     """Put in front of every caption that does not hold it yet; the word you will write in prompts. `folders` can have others."""
+    caption_per_line: bool = False
+    """Each line of a `.txt` or `.caption` file is a caption of its own, and every use of the picture draws one of them. Off: lines are joined. Tables have further captions in columns `prompt_2`, `prompt_3`, ... (docs/data.md)."""
     caption_separator: str = ","
     """What separates the parts of a caption that `caption_shuffle` moves."""
     caption_shuffle: bool = False

@@ -213,5 +213,9 @@ def _directories(examples: Mapping[str, Sequence[Example]]) -> dict[str, tuple[i
 
 
 def _tags(examples: Sequence[Example]) -> Counter[str]:
-    """How often each part of a caption stands in the captions."""
-    return Counter(part.strip() for example in examples for part in example.caption.split(",") if part.strip())
+    """How often each part of a caption stands in the captions; of several captions of one picture, once."""
+    tags: Counter[str] = Counter()
+    for example in examples:
+        parts = [part.strip() for caption in example.captions for part in caption.split(",") if part.strip()]
+        tags.update(list(dict.fromkeys(parts)) if example.more_captions else parts)
+    return tags

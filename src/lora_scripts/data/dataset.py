@@ -34,7 +34,8 @@ class Example:
         name: path relative to its folder, with forward slashes, behind the folder's name where `folders` has it; unique.
         size: width and height in pixels after the EXIF turn.
         fit: how it becomes its bucket's shape.
-        caption: with the trigger word, before shuffling and dropout.
+        caption: with the trigger word, before shuffling and dropout; of several the first.
+        more_captions: the others, one of all is drawn for each use.
         digest: sha256 of the file's bytes, hexadecimal.
         folder: name of the folder among the run's folders that it comes from.
         weight: how much it counts in the loss.
@@ -51,6 +52,12 @@ class Example:
     folder: str = ""
     weight: float = 1.0
     is_regularization: bool = False
+    more_captions: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All of its captions."""
+        return (self.caption, *self.more_captions)
 
     @property
     def shape(self) -> Size:
@@ -70,7 +77,8 @@ class Example:
             f"repeats {self.repeats}" if self.repeats != 1 else "",
             f"weight {self.weight:g}" if self.weight != 1 else "",
             "regularization" if self.is_regularization else "",
-            repr(self.caption),
+            f"{len(self.captions)} captions" if self.more_captions else "",
+            *map(repr, self.captions),
         ]
         return " ".join(filter(None, parts))
 
@@ -173,6 +181,7 @@ class _Candidate:
     name: str
     path: Path
     caption: str
+    more: Sequence[str]
     repeats: int
     source: PictureSource
 
@@ -207,7 +216,7 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
         if not config.upscale and fit.upscales(size):
             reason = f"{size[0]}x{size[1]} is smaller than its shape {fit.bucket[0]}x{fit.bucket[1]}"
             return LeftOut(name, reason, folder=source.name)
-        caption = with_trigger(candidate.caption, source.trigger_word)
+        caption, *more = (with_trigger(text, source.trigger_word) for text in (candidate.caption, *candidate.more))
         return Example(
             name,
             path,
@@ -219,6 +228,7 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
             source.name,
             source.weight,
             source.regularization,
+            tuple(more),
         )
 
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -244,7 +254,7 @@ def _list_folder(
     from lora_scripts.data.metadata import read_captions
 
     inside = folders_inside(source.path, [other.path for other in sources])
-    table = read_captions(source.path, source.metadata_path, without=inside)
+    table = read_captions(source.path, source.metadata_path, without=inside, per_line=config.caption_per_line)
     # A picture without a caption trains without one where there are no captions at all; a table leaves out what it lacks.
     unusable: dict[str, tuple[str, Why]] = {}
     for problem in table.problems:
@@ -262,7 +272,7 @@ def _list_folder(
         else:
             caption = table.captions.get(name) or source.caption
             repeats = source.repeats * table.repeats.get(name, 1)
-            wanted.append(_Candidate(full, source.path / name, caption, repeats, source))
+            wanted.append(_Candidate(full, source.path / name, caption, table.more.get(name, ()), repeats, source))
     said = f"{source.name}: " if len(sources) > 1 else ""
     notes += [f"{said}{note}" for note in (*table.notes, *_useless_rows(table))]
 

@@ -76,7 +76,7 @@ class EncodedDataset:
 
     def as_written(self) -> EncodedDataset:
         """The same without mirroring, and with one fixed text per picture."""
-        settings = replace(self.captions, dropout=0.0, variants=1 if self.captions.variants else None)
+        settings = replace(self.captions, dropout=0.0, variants=1 if self.captions.variants else None, several=False)
         if self.captions.shuffle and settings.variants is None:
             settings = replace(settings, shuffle=False)  # not encoded ahead, so the text as written can be used
         return replace(self, flip=False, captions=settings)
@@ -88,7 +88,7 @@ class EncodedDataset:
         examples = [self.dataset.examples[sample.index] for sample in samples]
         captions, rows = [], []
         for example, sample in zip(examples, samples, strict=True):
-            caption = self.captions.pick(example.caption, sample.key)
+            caption = self.captions.pick(example.captions, sample.key)
             mirrored = self.flip and fraction(self.captions.seed, "flip", sample.key) < 0.5
             captions.append(caption)
             rows.append({**self.images[sample.index, mirrored], **self.texts.get(caption, {})})
@@ -140,7 +140,7 @@ def encode_all(
         elif encoder.reads == "fit":
             _encode_framings(dataset.examples, views, encoder, images)
         else:
-            wanted = captions.possible(example.caption for example in dataset.examples)
+            wanted = captions.possible(text for example in dataset.examples for text in example.captions)
             _encode_texts(wanted, encoder, cache, texts, progress)
     if failures:
         kept = [i for i in range(len(dataset.examples)) if i not in failures]

@@ -91,9 +91,9 @@ def _too_long(examples: Sequence[Example], cut: CutCaption | None) -> Iterable[F
         return
     lost = {}
     for example in examples:
-        kept = cut(example.caption)
-        if kept != example.caption:
-            lost[example.name] = f"not read: {_short(example.caption[len(kept) :].strip())}"
+        cuts = ((caption, cut(caption)) for caption in example.captions)
+        if beyond := next((caption[len(kept) :] for caption, kept in cuts if kept != caption), ""):
+            lost[example.name] = f"not read: {_short(beyond.strip())}"
     if lost:
         yield Finding(
             "amber",

@@ -136,4 +136,5 @@ def _thumbnail(example: Example) -> Thumbnail | None:
     except DataError:
         return None
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    return Thumbnail(image, example.name, example.caption)
+    more = f" (and {len(example.more_captions)} more captions)" if example.more_captions else ""
+    return Thumbnail(image, example.name, example.caption + more)
