@@ -31,7 +31,7 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 PICTURES_ONLY = frozenset(
     {
-        "folders", "metadata_path", "resolution", "buckets", "bucket_step", "max_aspect", "upscale", "flip", "trigger_word",
+        "folders", "masked_loss", "mask_dir", "masked_weight_outside", "masked_normalize", "metadata_path", "resolution", "buckets", "bucket_step", "max_aspect", "upscale", "flip", "trigger_word",
         "caption_per_line", "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
         "zero_terminal_snr", "clip_skip", "vae_precision", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
         "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
@@ -140,6 +140,8 @@ class PictureFolder(Section):
     """The caption of those of its pictures that have none of their own."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
     """How much its pictures count in the loss."""
+    mask_dir: UserPath | None = None
+    """As the setting of that name, for this folder."""
     regularization: bool = False
     """Its pictures are not what is to be learnt; they keep what the model knows of other things of that kind. Mixed in so that an epoch has as many of them as of the others; never with a trigger word, never held out."""
 
@@ -188,6 +190,19 @@ class DataSettings(Section):
     """With `caption_shuffle`: how many different orders of each caption are encoded and cached."""
     cache_dir: UserPath | None = None
     """Where encoded pictures and captions are kept. Default: `.cache` in `train_data_dir`, or in the first of `folders`, shared by all runs on it; `output_dir/cache` when that cannot be written."""
+
+
+class MaskSettings(Section):
+    """Which parts of a picture are learnt."""
+
+    masked_loss: Literal["none", "alpha", "folder"] = "none"
+    """Where a mask says what of a picture is learnt: alpha, its own transparency; folder, a second picture, white where it is to be learnt (docs/data.md). Pictures without a mask are learnt whole."""
+    mask_dir: UserPath | None = None
+    """With `masked_loss: folder`: masks named like the pictures, in sub-folders like theirs. Default: beside the pictures, as `NAME-masklabel.png`."""
+    masked_weight_outside: Fraction = 0.1
+    """How much what the mask leaves out counts all the same; with 0 the model may put anything there."""
+    masked_normalize: bool = False
+    """Divide a picture's loss by its mask's mean, so that pictures count alike however small the mask. Off, as usual: a picture counts as much as its mask covers."""
 
 
 class DialogueSettings(Section):
@@ -395,6 +410,7 @@ class RunConfig(
     AdapterSettings,
     ModelSettings,
     DialogueSettings,
+    MaskSettings,
     DataSettings,
 ):
     """One training run. Nine keys are enough; see configs/ for commented examples."""

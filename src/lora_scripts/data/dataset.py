@@ -15,6 +15,7 @@ from lora_scripts.config import RunConfig, Size
 from lora_scripts.data.buckets import Fit, bucket_sizes, fit_into
 from lora_scripts.data.captions import with_trigger
 from lora_scripts.data.folders import PictureSource, folders_inside, require_folders
+from lora_scripts.data.masks import Mask, MaskFolder, open_mask
 from lora_scripts.data.sampler import total_uses
 from lora_scripts.errors import ConfigError, DataError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Dataset", "Example", "LeftOut", "open_dataset", "unnamed"]
 
-Why = Literal["other", "excluded", "no caption", "unreadable"]
+Why = Literal["other", "excluded", "no caption", "unreadable", "mask"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Example:
         size: width and height in pixels after the EXIF turn.
         fit: how it becomes its bucket's shape.
         caption: with the trigger word, before shuffling and dropout; of several the first.
+        mask: says which parts of it are learnt; None for all of it.
         more_captions: the others, one of all is drawn for each use.
         digest: sha256 of the file's bytes, hexadecimal.
         folder: name of the folder among the run's folders that it comes from.
@@ -53,6 +55,7 @@ class Example:
     weight: float = 1.0
     is_regularization: bool = False
     more_captions: tuple[str, ...] = ()
+    mask: Mask | None = None
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -77,6 +80,7 @@ class Example:
             f"repeats {self.repeats}" if self.repeats != 1 else "",
             f"weight {self.weight:g}" if self.weight != 1 else "",
             "regularization" if self.is_regularization else "",
+            f"mask {self.mask.digest[:8]}" if self.mask is not None and self.mask.kind == "file" else "",
             f"{len(self.captions)} captions" if self.more_captions else "",
             *map(repr, self.captions),
         ]
@@ -106,6 +110,7 @@ class Dataset:
 
     Attributes:
         written: captions as written, by name, before the trigger word is added.
+        unused_masks: masks that belong to no picture.
         sources: the folders that the pictures come from.
     """
 
@@ -114,6 +119,7 @@ class Dataset:
     notes: Sequence[str] = field(default_factory=tuple)
     written: Mapping[str, str] = field(default_factory=dict)
     sources: Sequence[PictureSource] = ()
+    unused_masks: Sequence[str] = ()
 
     @property
     def digest(self) -> str:
@@ -184,6 +190,7 @@ class _Candidate:
     more: Sequence[str]
     repeats: int
     source: PictureSource
+    mask: Path | None = None
 
 
 def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
@@ -197,16 +204,19 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
     wanted: list[_Candidate] = []
     left_out: list[LeftOut] = []
     notes: list[str] = []
+    unused_masks: list[str] = []
     for source in sources:
-        _list_folder(source, sources, config, wanted, left_out, notes)
+        listed = _list_folder(source, sources, config, left_out, notes)
+        wanted += _with_masks(listed, source, unused_masks) if config.masked_loss == "folder" else listed
     _require_unique([each.name for each in wanted])
     step = config.bucket_step
     shapes = bucket_sizes(resolution, step, config.max_aspect) if config.buckets else [resolution]
 
     def examine(candidate: _Candidate) -> Example | LeftOut:
-        from lora_scripts.data.images import image_digest, image_size
+        from lora_scripts.data.images import has_alpha, image_digest, image_size
 
         name, path, source = candidate.name, candidate.path, candidate.source
+        mask = None
         try:
             size = image_size(path)
             digest = image_digest(path)
@@ -216,6 +226,13 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
         if not config.upscale and fit.upscales(size):
             reason = f"{size[0]}x{size[1]} is smaller than its shape {fit.bucket[0]}x{fit.bucket[1]}"
             return LeftOut(name, reason, folder=source.name)
+        try:
+            if candidate.mask is not None:
+                mask = open_mask(candidate.mask)
+            elif config.masked_loss == "alpha" and not source.regularization and has_alpha(path):
+                mask = Mask("alpha", path, digest, size)
+        except DataError as error:
+            return LeftOut(name, f"its mask cannot be used: {error}", why="mask", folder=source.name)
         caption, *more = (with_trigger(text, source.trigger_word) for text in (candidate.caption, *candidate.more))
         return Example(
             name,
@@ -229,6 +246,7 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
             source.weight,
             source.regularization,
             tuple(more),
+            mask,
         )
 
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -236,7 +254,7 @@ def open_dataset(config: RunConfig, resolution: Size) -> Dataset:
     examples = [item for item in examined if isinstance(item, Example)]
     left_out += [item for item in examined if isinstance(item, LeftOut)]
     written = {each.name: each.caption for each in wanted}
-    dataset = Dataset(examples, left_out, notes, written, sources)
+    dataset = Dataset(examples, left_out, notes, written, sources, unused_masks)
     _require_examples(dataset)
     _require_batch(config, dataset)
     return dataset
@@ -246,14 +264,14 @@ def _list_folder(
     source: PictureSource,
     sources: Sequence[PictureSource],
     config: RunConfig,
-    wanted: list[_Candidate],
     left_out: list[LeftOut],
     notes: list[str],
-) -> None:
-    """Adds a folder's pictures, those that cannot be used for want of a caption or a name, and what was noticed."""
+) -> list[_Candidate]:
+    """A folder's pictures; adds those that cannot be used for want of a caption or a name, and what was noticed."""
     from lora_scripts.data.metadata import read_captions
 
-    inside = folders_inside(source.path, [other.path for other in sources])
+    masks = [other.mask_dir for other in sources if other.mask_dir is not None]
+    inside = folders_inside(source.path, [*(other.path for other in sources), *masks])
     table = read_captions(source.path, source.metadata_path, without=inside, per_line=config.caption_per_line)
     # A picture without a caption trains without one where there are no captions at all; a table leaves out what it lacks.
     unusable: dict[str, tuple[str, Why]] = {}
@@ -262,6 +280,7 @@ def _list_folder(
             unusable[problem.name] = (problem.reason, "unreadable")
         elif problem.kind == "no caption" and table.source is not None and not source.caption:
             unusable[problem.name] = (problem.reason, "no caption")
+    wanted = []
     for name in table.pictures:
         full = f"{source.prefix}{name}"
         if any(fnmatch.fnmatchcase(full, pattern) for pattern in config.exclude):
@@ -275,6 +294,17 @@ def _list_folder(
             wanted.append(_Candidate(full, source.path / name, caption, table.more.get(name, ()), repeats, source))
     said = f"{source.name}: " if len(sources) > 1 else ""
     notes += [f"{said}{note}" for note in (*table.notes, *_useless_rows(table))]
+    return wanted
+
+
+def _with_masks(wanted: Sequence[_Candidate], source: PictureSource, unused: list[str]) -> list[_Candidate]:
+    """A folder's pictures with their masks; adds the names of masks that belong to none. Regularization has no masks."""
+    if source.regularization:
+        return list(wanted)
+    masks = MaskFolder(source.path, source.mask_dir)
+    masked = [replace(each, mask=masks.find(each.name.removeprefix(source.prefix))) for each in wanted]
+    unused += [f"{source.prefix}{path.name}" for path in masks.unused]
+    return masked
 
 
 def _require_unique(names: Sequence[str]) -> None:

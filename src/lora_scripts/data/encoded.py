@@ -17,6 +17,7 @@ from lora_scripts.data.buckets import Framing, fit_image
 from lora_scripts.data.cache import EncodingCache, cache_key
 from lora_scripts.data.captions import CaptionSettings, fraction
 from lora_scripts.data.dataset import Dataset, Example, LeftOut, unnamed
+from lora_scripts.data.masks import ChangedMaskError, fitted_mask
 from lora_scripts.data.sampler import Sample
 from lora_scripts.errors import DataError, ModelError
 from lora_scripts.families.protocol import Batch, Encoder
@@ -122,9 +123,12 @@ def encode_all(
     flip: bool,
     num_workers: int,
     progress: Progress = lambda what, done, total: None,
+    empty_masks: bool = True,
 ) -> EncodedDataset:
     """Encodes every view and every caption; pictures that cannot be decoded or encoded leave the data set, named.
 
+    Args:
+        empty_masks: whether a picture whose mask is empty stays: something of it is learnt all the same.
     Raises:
         DataError: no picture could be decoded, or more than 2 % of them were changed or removed since they were listed.
         ModelError: a caption's encoding is not finite.
@@ -137,6 +141,8 @@ def encode_all(
     for encoder in encoders:
         if encoder.reads == "image":
             _encode_views(dataset.examples, views, encoder, cache, num_workers, images, failures, notes, progress)
+        elif encoder.reads == "mask":
+            _encode_masks(dataset.examples, views, encoder, cache, num_workers, images, failures, empty_masks, progress)
         elif encoder.reads == "fit":
             _encode_framings(dataset.examples, views, encoder, images)
         else:
@@ -205,6 +211,49 @@ def _encode_views(
                 images.setdefault((view.index, view.mirrored), {}).update(tensors)
             done += len(group)
             progress(encoder.name, done, len(views))
+
+
+def _encode_masks(
+    examples: Sequence[Example],
+    views: Sequence[_View],
+    encoder: Encoder,
+    cache: EncodingCache,
+    num_workers: int,
+    images: dict[tuple[int, bool], dict[str, Tensor]],
+    failures: dict[int, LeftOut],
+    empty_masks: bool,
+    progress: Progress,
+) -> None:
+    """Of every view how much is learnt of what; a view without a mask is learnt whole."""
+    import torch
+
+    def one(view: _View) -> Mapping[str, Tensor] | LeftOut:
+        example = examples[view.index]
+        mask, (width, height) = example.mask, example.fit.bucket
+        if mask is None:
+            return encoder.run([torch.ones(1, height, width)])[0]
+        fit = [width, height, *example.fit.scaled, example.fit.left, example.fit.top]
+        key = cache_key(encoder.fingerprint, mask=mask.digest, kind=mask.kind, fit=fit, mirrored=view.mirrored)
+        stored = cache.get(encoder.name, key)
+        if stored is None:
+            try:
+                stored = encoder.run([fitted_mask(mask, example.fit, view.mirrored)])[0]
+            except DataError as error:
+                changed = isinstance(error, ChangedMaskError)
+                return LeftOut(example.name, f"its mask cannot be used: {error}", changed, "mask")
+            cache.put(encoder.name, key, stored)
+        if not empty_masks and not any(bool(tensor.any()) for tensor in stored.values()):
+            return LeftOut(example.name, "its mask is empty, so nothing of it would be learnt", why="mask")
+        return stored
+
+    with ThreadPoolExecutor(max_workers=max(1, num_workers)) as pool:
+        for done, (view, found) in enumerate(zip(views, pool.map(one, views), strict=True), start=1):
+            if isinstance(found, LeftOut):
+                failures.setdefault(view.index, found)
+            else:
+                images.setdefault((view.index, view.mirrored), {}).update(found)
+            progress(encoder.name, done, len(views))
+    _require_few_changes(failures.values(), len(examples))
 
 
 def _encode_framings(

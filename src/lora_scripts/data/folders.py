@@ -25,6 +25,7 @@ class PictureSource:
         prefix: what its pictures' names begin with; empty for `train_data_dir`.
         caption: for pictures that have none of their own.
         weight: how much its pictures count in the loss.
+        mask_dir: where masks named like its pictures are; None for masks beside them.
         regularization: its pictures keep what the model knows; they are not what is to be learnt.
     """
 
@@ -38,6 +39,7 @@ class PictureSource:
     caption: str = ""
     weight: float = 1.0
     regularization: bool = False
+    mask_dir: Path | None = None
 
 
 def picture_sources(config: RunConfig) -> list[PictureSource]:
@@ -55,6 +57,7 @@ def picture_sources(config: RunConfig) -> list[PictureSource]:
                 config.metadata_path,
                 config.repeats,
                 config.trigger_word,
+                mask_dir=config.mask_dir,
             )
         )
     for number, folder in enumerate(config.folders, start=1):
@@ -76,6 +79,7 @@ def picture_sources(config: RunConfig) -> list[PictureSource]:
                 folder.caption or "",
                 folder.weight,
                 folder.regularization,
+                folder.mask_dir,
             )
         )
     return sources
@@ -88,14 +92,19 @@ def require_folders(config: RunConfig) -> list[PictureSource]:
         DataError: some are not there; all of them are named.
     """
     sources = picture_sources(config)
-    missing = [source for source in sources if not source.path.is_dir()]
-    if missing:
-        raise DataError(
-            "\n".join(
-                f"{source.where}: {source.path}: no such folder. Put the pictures there, or correct the path."
-                for source in missing
+    faults = [
+        f"{source.where}: {source.path}: no such folder. Put the pictures there, or correct the path."
+        for source in sources
+        if not source.path.is_dir()
+    ]
+    for source in sources:
+        if source.mask_dir is not None and not source.mask_dir.is_dir():
+            where = "" if source.where == "train_data_dir" else f"{source.where}: "
+            faults.append(
+                f"{where}mask_dir: {source.mask_dir}: no such folder. Put the masks there, or correct the path."
             )
-        )
+    if faults:
+        raise DataError("\n".join(faults))
     return sources
 
 

@@ -25,6 +25,7 @@ from lora_scripts.data.caption_files import (
     read_table,
 )
 from lora_scripts.data.images import list_images
+from lora_scripts.data.masks import is_mask
 from lora_scripts.errors import DataError
 
 __all__ = ["CaptionTable", "Problem", "read_captions", "write_metadata"]
@@ -91,7 +92,9 @@ def read_captions(
     """
     folder = Path(train_data_dir)
     names = [path.relative_to(folder).as_posix() for path in list_images(folder)]
-    table = CaptionTable(pictures=[name for name in names if not any(name.startswith(f"{part}/") for part in without)])
+    names = [name for name in names if not any(name.startswith(f"{part}/") for part in without)]
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in names}
+    table = CaptionTable(pictures=[name for name in names if not is_mask(name, stems)])
     if metadata_path is not None or look_for_table:
         table.source = _find_table(folder, metadata_path, table.notes)
     if table.source is not None:

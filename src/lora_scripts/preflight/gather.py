@@ -12,6 +12,7 @@ from lora_scripts.data.cache import EncodingCache, cache_key
 from lora_scripts.data.dataset import Dataset, Example, LeftOut, unnamed
 from lora_scripts.data.folders import PictureSource
 from lora_scripts.data.images import image_digest
+from lora_scripts.data.masks import fitted_mask
 from lora_scripts.errors import DataError
 from lora_scripts.preflight.picture_facts import FORMAT, PictureFacts, measure
 
@@ -34,6 +35,9 @@ class DataFacts:
         written: captions as written, by name, before the trigger word is added.
         num_pictures: of all folders, less those named in `exclude`.
         sources: the folders.
+        masks: of pictures with a mask, the share of what trains of them that it lets be learnt, 0..1.
+        bad_masks: pictures left out because their mask cannot be read.
+        unused_masks: masks that belong to no picture.
     """
 
     examples: Sequence[Example]
@@ -43,6 +47,9 @@ class DataFacts:
     written: Mapping[str, str]
     num_pictures: int
     sources: Sequence[PictureSource]
+    masks: Mapping[str, float]
+    bad_masks: Sequence[LeftOut]
+    unused_masks: Sequence[str]
 
     @property
     def learnt(self) -> list[Example]:
@@ -53,6 +60,7 @@ class DataFacts:
 def gather(config: RunConfig, dataset: Dataset, cache: EncodingCache, progress: Progress) -> DataFacts:
     """Measures every picture that is not in the cache yet, and asks why others were left out."""
     pictures, unreadable = _measure_all(dataset.examples, cache, config.num_workers, progress)
+    masks, bad_masks = _measure_masks(dataset.examples, cache)
     why = {item.name: item.why for item in dataset.left_out}
     return DataFacts(
         [example for example in dataset.examples if example.name in pictures],
@@ -62,7 +70,34 @@ def gather(config: RunConfig, dataset: Dataset, cache: EncodingCache, progress: 
         dataset.written,
         len(dataset.examples) + sum(reason != "excluded" for reason in why.values()),
         dataset.sources,
+        masks,
+        [*bad_masks, *(item for item in dataset.left_out if item.why == "mask")],
+        dataset.unused_masks,
     )
+
+
+def _measure_masks(examples: Sequence[Example], cache: EncodingCache) -> tuple[dict[str, float], list[LeftOut]]:
+    """How much of each picture its mask lets be learnt, and the masks that cannot be decoded."""
+    import torch
+
+    shares: dict[str, float] = {}
+    failed: list[LeftOut] = []
+    for example in examples:
+        mask, fit = example.mask, example.fit
+        if mask is None:
+            continue
+        place = [*fit.bucket, *fit.scaled, fit.left, fit.top]
+        key = cache_key(f"mask facts {FORMAT}", mask=mask.digest, kind=mask.kind, fit=place)
+        stored = cache.get(KIND, key)
+        if stored is None:
+            try:
+                stored = {"share": fitted_mask(mask, fit).mean(dtype=torch.float64)}
+            except DataError as error:
+                failed.append(LeftOut(example.name, f"its mask cannot be used: {error}", why="mask"))
+                continue
+            cache.put(KIND, key, stored)
+        shares[example.name] = float(stored["share"])
+    return shares, failed
 
 
 def _measure_all(

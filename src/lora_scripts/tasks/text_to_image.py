@@ -69,6 +69,7 @@ class TextToImage:
             flip=config.flip,
             num_workers=4 if config.num_workers == "auto" else config.num_workers,
             progress=progress,
+            empty_masks=config.masked_weight_outside > 0,
         )
         for line in [*data.dataset.notes[len(dataset.notes) :], *data.dataset.summary()]:
             events.note(line)
@@ -106,6 +107,10 @@ class TextToImage:
             uses = total_uses(self._dataset.learnt)
             told = "; ".join(_described(*folder) for folder in others)
             facts.append(("regularization", f"{told}: {uses} uses an epoch, as many as of the others"))
+        if self._config.masked_loss != "none":
+            masked = sum(example.mask is not None for example in self._dataset.examples)
+            outside = f"what they leave out counts {self._config.masked_weight_outside:g}"
+            facts.append(("masks", f"of {masked} of {count(len(self._dataset.learnt), 'picture')}, {outside}"))
         return facts
 
     def settings(self) -> dict[str, Any]:
