@@ -88,7 +88,8 @@ def _check_pictures(config: RunConfig, no_model: bool) -> Report:
 
     from lora_scripts.base_loras import find_base_loras, with_base_loras
     from lora_scripts.data.cache import EncodingCache, cache_folder
-    from lora_scripts.data.dataset import open_dataset, require_folder
+    from lora_scripts.data.dataset import open_dataset
+    from lora_scripts.data.folders import require_folders
     from lora_scripts.devices import choose_device, choose_dtype
     from lora_scripts.families import family_class
     from lora_scripts.folding import fold_base_loras
@@ -96,7 +97,7 @@ def _check_pictures(config: RunConfig, no_model: bool) -> Report:
     from lora_scripts.preflight.model_step import LoadedModel
     from lora_scripts.preflight.run import preflight
 
-    require_folder(config)
+    require_folders(config)
     beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
     source = with_base_loras(source, beneath)
@@ -128,7 +129,8 @@ OF_TASK = {"text-to-image": _check_pictures, "text-generation": _check_dialogues
 def _check_folder(arguments: argparse.Namespace) -> Report:
     from lora_scripts.config_file import make_config
     from lora_scripts.data.cache import EncodingCache, cache_folder
-    from lora_scripts.data.dataset import open_dataset, require_folder
+    from lora_scripts.data.dataset import open_dataset
+    from lora_scripts.data.folders import require_folders
     from lora_scripts.preflight.run import check_data
 
     if arguments.set:
@@ -136,14 +138,14 @@ def _check_folder(arguments: argparse.Namespace) -> Report:
     values = {"train_data_dir": str(arguments.input), "base_model": "-", "output_dir": tempfile.gettempdir()}
     config, _ = make_config({**values, "resolution": arguments.resolution or BARE_RESOLUTION}, "check")
     assert config.resolution is not None
-    require_folder(config)
+    require_folders(config)
     try:
         dataset = open_dataset(config, config.resolution)
     except DataError as error:
         return _nothing_to_train(error)
     folder = cache_folder(config)
     # A read-only folder is checked all the same, but nothing is kept of it: there is no run whose folder could hold it.
-    cache = EncodingCache(folder if folder.parent == config.train_data_dir else None)
+    cache = EncodingCache(folder if folder.parent == config.data_dir else None)
     return check_data(config, dataset, cache, _clip_cut(), _progress())
 
 

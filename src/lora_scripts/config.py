@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from lora_scripts.adapter_rules import adapter_faults
+from lora_scripts.data_rules import data_faults
 from lora_scripts.loss_rules import loss_faults
 from lora_scripts.speed_rules import speed_faults
 from lora_scripts.words import Words, words_of
@@ -34,8 +35,8 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 PICTURES_ONLY = frozenset(
     {
-        "metadata_path", "resolution", "buckets", "bucket_step", "max_aspect", "upscale", "flip", "trigger_word",
-        "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
+        "folders", "masked_loss", "mask_dir", "masked_weight_outside", "masked_normalize", "metadata_path", "resolution", "buckets", "bucket_step", "max_aspect", "upscale", "flip", "trigger_word",
+        "caption_per_line", "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
         "zero_terminal_snr", "clip_skip", "vae_precision", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
         "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
         "metadata_level", "cuda_graphs", "debiased_estimation", "loss_type", "huber_c", "huber_schedule", "pyramid_noise_iterations",
@@ -127,11 +128,36 @@ def entries_of(value: Any) -> Any:
     return [{"path": entry} if isinstance(entry, str | Path) else entry for entry in entries]
 
 
+class PictureFolder(Section):
+    """One of several folders of pictures, with settings of its own."""
+
+    path: UserPath
+    """Folder with the pictures, sub-folders included."""
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """What the names of its pictures begin with. Default: the last part of `path`."""
+    metadata_path: UserPath | None = None
+    """Its captions; found as for `train_data_dir` without it."""
+    repeats: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Default: the run's `repeats`. With `regularization`: how often each is taken, compared with others of that kind; 1."""
+    trigger_word: str | None = None
+    """Default: the run's `trigger_word`; "" for none."""
+    caption: str | None = None
+    """The caption of those of its pictures that have none of their own."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """How much its pictures count in the loss."""
+    mask_dir: UserPath | None = None
+    """As the setting of that name, for this folder."""
+    regularization: bool = False
+    """Its pictures are not what is to be learnt; they keep what the model knows of other things of that kind. Mixed in so that an epoch has as many of them as of the others; never with a trigger word, never held out."""
+
+
 class DataSettings(Section):
     """Pictures, captions and the shapes they are trained in."""
 
-    train_data_dir: UserPath
-    """Folder with the pictures, sub-folders included; for text-generation the folder with the dialogues, or one file of them."""
+    train_data_dir: UserPath | None = None
+    """Folder with the pictures, sub-folders included; for text-generation the folder with the dialogues, or one file of them. Required, unless `folders` names the pictures."""
+    folders: Annotated[list[PictureFolder], BeforeValidator(entries_of)] = []
+    """More folders of pictures, or all of them, each with settings of its own: paths, or `{path: ..., repeats: 3, trigger_word: ..., weight: 0.5}` (docs/data.md)."""
     metadata_path: UserPath | None = None
     """CSV (`filename,prompt`) or JSONL with the captions. Without it: `metadata.csv` or `metadata.jsonl` in the folder, else `.txt` files beside the pictures."""
     exclude: Names = []
@@ -154,7 +180,9 @@ class DataSettings(Section):
     flip: bool = False
     """Also train on mirrored pictures (each is mirrored in half of its epochs). Not for text, logos or asymmetric faces."""
     trigger_word: str | None = None
-    """Put in front of every caption that does not hold it yet; the word you will write in prompts."""
+    """Put in front of every caption that does not hold it yet; the word you will write in prompts. `folders` can have others."""
+    caption_per_line: bool = False
+    """Each line of a `.txt` or `.caption` file is a caption of its own, and every use of the picture draws one of them. Off: lines are joined. Tables have further captions in columns `prompt_2`, `prompt_3`, ... (docs/data.md)."""
     caption_separator: str = ","
     """What separates the parts of a caption that `caption_shuffle` moves."""
     caption_shuffle: bool = False
@@ -166,7 +194,20 @@ class DataSettings(Section):
     caption_variants: Annotated[int, Field(ge=1, le=64)] = 4
     """With `caption_shuffle`: how many different orders of each caption are encoded and cached."""
     cache_dir: UserPath | None = None
-    """Where encoded pictures and captions are kept. Default: `.cache` in `train_data_dir`, shared by all runs on it; `output_dir/cache` when that cannot be written."""
+    """Where encoded pictures and captions are kept. Default: `.cache` in `train_data_dir`, or in the first of `folders`, shared by all runs on it; `output_dir/cache` when that cannot be written."""
+
+
+class MaskSettings(Section):
+    """Which parts of a picture are learnt."""
+
+    masked_loss: Literal["none", "alpha", "folder"] = "none"
+    """Where a mask says what of a picture is learnt: alpha, its own transparency; folder, a second picture, white where it is to be learnt (docs/data.md). Pictures without a mask are learnt whole."""
+    mask_dir: UserPath | None = None
+    """With `masked_loss: folder`: masks named like the pictures, in sub-folders like theirs. Default: beside the pictures, as `NAME-masklabel.png`."""
+    masked_weight_outside: Fraction = 0.1
+    """How much what the mask leaves out counts all the same; with 0 the model may put anything there."""
+    masked_normalize: bool = False
+    """Divide a picture's loss by its mask's mean, so that pictures count alike however small the mask. Off, as usual: a picture counts as much as its mask covers."""
 
 
 class DialogueSettings(Section):
@@ -406,6 +447,7 @@ class RunConfig(
     AdapterSettings,
     ModelSettings,
     DialogueSettings,
+    MaskSettings,
     DataSettings,
 ):
     """One training run. Nine keys are enough; see configs/ for commented examples."""
@@ -458,6 +500,7 @@ class RunConfig(
         if not self.buckets:
             inert("bucket_step", "buckets is false")
             inert("max_aspect", "buckets is false")
+        faults += data_faults(self, inert)
         faults += adapter_faults(self, inert)
         faults += loss_faults(self, inert)
         if self.lora_init == "pissa" and self.init_lora_weights is not None:
@@ -509,6 +552,18 @@ class RunConfig(
     def name(self) -> str:
         """The finished file's name without its ending."""
         return self.output_name or self.output_dir.resolve().name
+
+    @property
+    def data_dir(self) -> Path:
+        """`train_data_dir`, or where `folders` stand in its place the first of them."""
+        return self.train_data_dir or self.folders[0].path
+
+    @property
+    def triggers(self) -> list[str]:
+        """The trigger words of all that trains, each once."""
+        own = [folder.trigger_word for folder in self.folders if not folder.regularization]
+        inherited = self.trigger_word if self.train_data_dir is not None or None in own else None
+        return list(dict.fromkeys(word for word in (inherited, *own) if word))
 
     @property
     def words(self) -> Words:

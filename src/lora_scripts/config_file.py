@@ -16,6 +16,7 @@ __all__ = ["load_config", "make_config"]
 
 MAX_CONFIG_BYTES = 1_000_000
 REQUIRED = ("train_data_dir", "base_model", "output_dir")
+"""Of these, `train_data_dir` may be missing where `folders` names the pictures."""
 PATHS = {name for name, setting in RunConfig.model_fields.items() if "Path" in str(setting.annotation)}
 
 
@@ -61,6 +62,7 @@ def make_config(
     """A checked run from plain values, and lines of advice; `lines` gives each key's line in the file (0: --set)."""
     lines = lines or {}
     known = list(RunConfig.model_fields)
+    required = [key for key in REQUIRED if key != "train_data_dir" or not values.get("folders")]
     faults = []
     advice = []
 
@@ -72,7 +74,7 @@ def make_config(
         if key not in known:
             faults.append(f"{place(str(key))}: no such setting.{did_you_mean(str(key), known)}")
             del values[key]
-        elif values[key] is None and key in REQUIRED:
+        elif values[key] is None and key in required:
             faults.append(f"{place(key)}: is empty.")
             values[key] = "-"
         elif values[key] is None and RunConfig.model_fields[key].default is not None:
@@ -80,11 +82,11 @@ def make_config(
         elif reason := _unusable_text(key, values[key]):
             faults.append(f"{place(key)}: {reason} (it says {_shorten(values[key])})")
             del values[key]
-            if key in REQUIRED:
+            if key in required:
                 values[key] = "-"
-    faults += [f"{where}: {key}: is missing; every run needs it." for key in REQUIRED if key not in values]
+    faults += [f"{where}: {key}: is missing; every run needs it." for key in required if key not in values]
     config = None
-    trial = {**values, **{key: "-" for key in REQUIRED if key not in values}}
+    trial = {**values, **{key: "-" for key in required if key not in values}}
     while config is None:
         try:
             config = RunConfig.model_validate(trial)
@@ -102,10 +104,12 @@ def make_config(
                 break
             # Once more without the wrong values, so that rules between settings are reported in the same go.
             trial = {
-                key: "-" if key in REQUIRED else value
+                key: "-" if key in wrong else value
                 for key, value in trial.items()
-                if key not in wrong or key in REQUIRED
+                if key not in wrong or key in required
             }
+            if "folders" in wrong:
+                trial.setdefault("train_data_dir", "-")
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))
     assert config is not None
@@ -163,7 +167,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 def _unusable_text(key: str, value: Any) -> str:
     """Why no setting can hold these texts; empty when it can. No file name, prompt or header may have such characters."""
-    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    texts = list(_texts(value))
     if any("\0" in text for text in texts):
         return "holds a NUL character"
     try:
@@ -176,6 +180,15 @@ def _unusable_text(key: str, value: Any) -> str:
     except RuntimeError:
         return "names a user whose home folder is not known here; write the whole path"
     return ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value, those in lists and groups of settings too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def _reasons(error: ValidationError) -> Iterator[tuple[str, str]]:

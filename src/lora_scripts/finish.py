@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from lora_scripts.training.lr_schedules import resolve_warmup
 from lora_scripts.training.optimizers import evaluation_weights
 
 if TYPE_CHECKING:
+    from lora_scripts.data.dataset import Example
     from lora_scripts.previews import Previews
     from lora_scripts.tasks.protocol import Run
 
@@ -115,7 +117,7 @@ class Finish:
         card = write_sidecar(
             path,
             base_model_version=family.base_model_version,
-            activation_text=config.trigger_word or "",
+            activation_text=", ".join(config.triggers),
             description=config.description,
             preferred_weight=0.8,
             notes=self._notes(step),
@@ -128,7 +130,9 @@ class Finish:
 
     def _notes(self, step: int) -> str:
         run = self._run
-        text = f"Trained with lora-scripts on {run.source.title}, {len(self._data.examples)} pictures, {step} steps."
+        text = (
+            f"Trained with lora-scripts on {run.source.title}, {len(self._data.dataset.learnt)} pictures, {step} steps."
+        )
         if not run.beneath:
             return text
         tags = " ".join(lora.tag for lora in run.beneath)
@@ -144,14 +148,8 @@ class Finish:
     def _facts(self, name: str, step: int, weights: LayerChanges) -> RunFacts:
         config, dataset = self._config, self._data.dataset
         rank, alpha = Counter((tensors.rank, tensors.alpha) for tensors in weights.values()).most_common(1)[0][0]
-        tags: dict[str, Counter[str]] = {}
-        folders: dict[str, list[int]] = {}
-        for example in dataset.examples:
-            folder = Path(example.name).parent.name or config.train_data_dir.resolve().name
-            tags.setdefault(folder, Counter()).update(
-                part.strip() for part in example.caption.split(",") if part.strip()
-            )
-            folders.setdefault(folder, []).append(example.repeats)
+        folders = dataset.by_directory(dataset.learnt)
+        others = dataset.by_directory([each for each in dataset.examples if each.is_regularization])
         epochs = -(-step // self._plan.steps_per_epoch)
         return RunFacts(
             output_name=name,
@@ -188,10 +186,12 @@ class Finish:
             seed=config.seed,
             resolution=self._resolution,
             buckets=dataset.bucket_counts,
-            num_images=len(dataset.examples),
-            dataset_dirs={folder: (repeats[0], len(repeats)) for folder, repeats in folders.items()},
-            tag_frequency=tags,
-            trigger_word=config.trigger_word or "",
+            num_images=len(dataset.learnt),
+            num_regularization_images=len(dataset.examples) - len(dataset.learnt),
+            dataset_dirs=_directories(folders),
+            regularization_dirs=_directories(others),
+            tag_frequency={name: _tags(examples) for name, examples in folders.items()},
+            trigger_word=", ".join(config.triggers),
             description=config.description,
             started_at=self._run.started_at,
             finished_at=time.time(),
@@ -207,3 +207,17 @@ class Finish:
         if self._run.source.path.is_file():
             return file_sha256(self._run.source.path)[:10]
         return hashlib.sha256(self._run.source.own_fingerprint.encode()).hexdigest()[:10]
+
+
+def _directories(examples: Mapping[str, Sequence[Example]]) -> dict[str, tuple[int, int]]:
+    """Of each directory the repeats and the number of its pictures."""
+    return {name: (inside[0].repeats, len(inside)) for name, inside in examples.items()}
+
+
+def _tags(examples: Sequence[Example]) -> Counter[str]:
+    """How often each part of a caption stands in the captions; of several captions of one picture, once."""
+    tags: Counter[str] = Counter()
+    for example in examples:
+        parts = [part.strip() for caption in example.captions for part in caption.split(",") if part.strip()]
+        tags.update(list(dict.fromkeys(parts)) if example.more_captions else parts)
+    return tags

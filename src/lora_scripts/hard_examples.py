@@ -52,7 +52,7 @@ def hard_examples(
             _hint(caption_hits.get(examples[fit.index].name), fit.outlying, words),
             fit.outlying,
         )
-        for fit in picture_fits(losses)[:MOST]
+        for fit in [each for each in picture_fits(losses) if not examples[each.index].is_regularization][:MOST]
     ]
 
 

@@ -128,7 +128,8 @@ def run(
     groups = parameter_groups(adapter, lambda component: _rate(config, component), config.lora_plus_ratio)
     optimizer = make_optimizer(config.optimizer, groups, OptimizerSettings(weight_decay=config.weight_decay))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    advice = advise(config, len(data.examples), max_steps, plan.uses_per_epoch, num_parameters(family))
+    learnt = [example for example in data.examples if not example.is_regularization]
+    advice = advise(config, len(learnt), max_steps, plan.uses_per_epoch, num_parameters(family))
     for line in advice:
         events.note(line)
 
@@ -243,5 +244,9 @@ def _start(
         *([("average", f"of the weights, decay {config.ema_decay:g}")] if config.ema_decay else []),
         ("output", str(config.output_dir)),
     ]
-    captions = [(example.name, example.caption) for example in run.prepared.parts.train.examples]
+    captions = [
+        (example.name, example.caption)
+        for example in run.prepared.parts.train.examples
+        if not example.is_regularization
+    ]
     return RunStart(settings, facts, captions, first_step, run.max_steps)

@@ -35,9 +35,9 @@ def preview_requests(
     if not prompts:
         if device.type == "cpu" and num_parameters > MOST_CPU_PARAMETERS:
             return []
-        captions = list(dict.fromkeys(example.caption for example in dataset.examples if example.caption))
+        captions = list(dict.fromkeys(example.caption for example in dataset.learnt if example.caption))
         prompts = [captions[i * len(captions) // min(4, len(captions))] for i in range(min(4, len(captions)))]
-        prompts = prompts or [config.trigger_word or ""]
+        prompts = prompts or [(config.triggers or [""])[0]]
     return [preview_request(config, prompt, number, resolution) for number, prompt in enumerate(prompts)]
 
 

@@ -117,7 +117,7 @@ def _require_writable(folder: Path) -> None:
 
 
 def _of_pictures(config: RunConfig, file: Path) -> str:
-    trigger = f"{config.trigger_word}, " if config.trigger_word else ""
+    trigger = f"{config.triggers[0]}, " if config.triggers else ""
     return (
         f"Use it: copy {file.name} to models/Lora (WebUI) or models/loras (ComfyUI) and write {trigger}... <lora:{config.name}:0.8>\n"
         f'Try it: lora-scripts sample --base-model {config.base_model} --prompt "{trigger}... <lora:{config.name}:0.8>" '

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.captioners.folders import ModelFolder
     from lora_scripts.choosing.likeness import Reference
+    from lora_scripts.data.dataset import Example
     from lora_scripts.families.protocol import SampleRequest
     from lora_scripts.previews import Previews
     from lora_scripts.tasks.protocol import Run
@@ -42,7 +43,7 @@ class ByPictures:
     def measure(self, by_loss: Measure | None, saved: Sequence[int], last: int) -> Measure | None:
         """The comparison by pictures, where CLIP can be trusted on this set and the run is long enough to pay for it."""
         config, parts, plan = self._run.config, self._run.prepared.parts, self._run.plan
-        train = parts.train.dataset
+        train: Sequence[Example] = parts.train.dataset.learnt
         held_out = parts.held_out.examples if parts.held_out is not None else ()
         losses = {step: -sum(each) / len(each) for step, each in by_loss.values.items()} if by_loss is not None else {}
         comparison = plan_comparison(
@@ -51,13 +52,13 @@ class ByPictures:
             self._previews.requests,
             config.preview_every,
             preview_request(config, "", 0, self._resolution),
-            [example.caption for example in (*held_out, *train.examples)],
+            [example.caption for example in (*held_out, *train)],
             self._run.max_steps * plan.uses_per_epoch / plan.steps_per_epoch,
         )
         if not comparison.steps:
             return None
         embedder = Embedder(self._clip, self._run.device)
-        reference = reference_of(train.examples, embedder)
+        reference = reference_of(train, embedder)
         if reference is None or reference.trust.weight < SMALLEST_TRUST:
             self._run.events.note(f"Saved steps are not compared by their pictures: {_blind(embedder.name, reference)}")
             return None

@@ -27,7 +27,7 @@ def cache_folder(config: RunConfig) -> Path:
     """`.cache` beside the data, so that all runs on them share it; in the output folder where that is read-only."""
     if config.cache_dir is not None:
         return config.cache_dir
-    folder = config.train_data_dir.parent if config.train_data_dir.is_file() else config.train_data_dir
+    folder = config.data_dir.parent if config.data_dir.is_file() else config.data_dir
     if os.access(folder, os.W_OK):
         return folder / ".cache"
     return config.output_dir / "cache"

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,8 @@ MAX_TABLE_BYTES = 256_000_000
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet computes a cell that begins so."""
 
+_FURTHER = re.compile(f"(?:{'|'.join(TEXT_COLUMNS)})_([2-9]|[1-9][0-9])")
+"""Columns with further captions of a picture, `prompt_2` on."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 _BLANK = re.compile("[ \t\r\n\u00a0]+")
 _PICTURE_ROW = re.compile(
@@ -47,12 +49,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """One row of a table as written: nothing matched yet."""
+    """One row of a table as written: nothing matched yet.
+
+    Attributes:
+        more: further captions, of the columns `prompt_2` on; those of a CSV are in `extra` too, for they survive a rewrite.
+    """
 
     line: int
     name: str
     text: str
     extra: Mapping[str, str] = field(default_factory=dict)
+    more: Sequence[str] = ()
 
 
 @dataclass
@@ -172,11 +179,28 @@ def _parse_json(text: str, path: Path, table: RawTable) -> None:
     for line, entry in entries:
         fields = {str(key).lower(): value for key, value in entry.items()} if isinstance(entry, dict) else {}
         name = next((fields[key] for key in NAME_COLUMNS if isinstance(fields.get(key), str)), None)
-        caption = next((fields[key] for key in TEXT_COLUMNS if isinstance(fields.get(key), str)), None)
+        captions = next((_texts(fields[key]) for key in TEXT_COLUMNS if isinstance(fields.get(key), str | list)), [])
+        further = {key: value for key, value in fields.items() if isinstance(value, str)}
         if name is None:
             table.problems.append(Problem("bad row", f"line {line}", f"has no text under {' or '.join(NAME_COLUMNS)}"))
         else:
-            table.rows.append(CaptionRow(line, name, normalise_caption(caption or "")))
+            first, *others = captions or [""]
+            more = [*filter(None, map(normalise_caption, others)), *_further(further)]
+            table.rows.append(CaptionRow(line, name, normalise_caption(first), more=more))
+
+
+def _texts(value: str | list[object]) -> list[str]:
+    """The texts of a JSON value that is one or a list of them."""
+    return [value] if isinstance(value, str) else [each for each in value if isinstance(each, str)]
+
+
+def _further(cells: Mapping[str, str]) -> list[str]:
+    """The captions in columns `prompt_2` on, in the order of their numbers."""
+    numbers = {column: int(match[1]) for column in cells if (match := _FURTHER.fullmatch(column))}
+    captions = (
+        normalise_caption(_plain_cell(cells[column].strip())) for column in sorted(numbers, key=numbers.__getitem__)
+    )
+    return [caption for caption in captions if caption]
 
 
 def _json_lines(text: str, table: RawTable) -> Iterable[tuple[int, object]]:
@@ -239,7 +263,7 @@ def _parse_csv(text: str, path: Path, table: RawTable) -> None:
             table.problems.append(Problem("bad row", f"line {line}", "has a caption but no file name"))
             continue
         extra = {column: cells[at] for at, column in enumerate(columns) if column in table.extra_columns}
-        table.rows.append(CaptionRow(line, name, caption, extra))
+        table.rows.append(CaptionRow(line, name, caption, extra, _further(extra)))
     if joined:
         rows = "1 row" if len(joined) == 1 else f"{len(joined)} rows"
         table.notes.append(

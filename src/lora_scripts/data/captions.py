@@ -7,7 +7,7 @@ texts a run can ask for is known ahead and can be encoded and cached.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lora_scripts.config import RunConfig
@@ -48,6 +48,8 @@ class CaptionSettings:
     variants: int | None
     """How many orders of a caption exist; None for a new one in every epoch."""
     seed: int
+    several: bool = True
+    """Whether one of a picture's captions is drawn for each use; else it is always the first."""
 
     @classmethod
     def of(cls, config: RunConfig) -> CaptionSettings:
@@ -60,10 +62,12 @@ class CaptionSettings:
             seed=config.seed,
         )
 
-    def pick(self, caption: str, key: str) -> str:
-        """The text for one example in one epoch; `key` names both."""
+    def pick(self, captions: Sequence[str], key: str) -> str:
+        """The text for one use of an example with these captions; `key` names the use."""
         if self.dropout and fraction(self.seed, "caption dropout", key) < self.dropout:
             return ""
+        place = int(fraction(self.seed, "caption", key) * len(captions)) if self.several and len(captions) > 1 else 0
+        caption = captions[place]
         if not self.shuffle:
             return caption
         order = key if self.variants is None else int(fraction(self.seed, "caption order", key) * self.variants)

@@ -17,6 +17,7 @@ from lora_scripts.data.buckets import Framing, fit_image
 from lora_scripts.data.cache import EncodingCache, cache_key
 from lora_scripts.data.captions import CaptionSettings, fraction
 from lora_scripts.data.dataset import Dataset, Example, LeftOut, unnamed
+from lora_scripts.data.masks import ChangedMaskError, fitted_mask
 from lora_scripts.data.sampler import Sample
 from lora_scripts.errors import DataError, ModelError
 from lora_scripts.families.protocol import Batch, Encoder
@@ -87,7 +88,7 @@ class EncodedDataset:
 
     def as_written(self) -> EncodedDataset:
         """The same without mirroring, and with one fixed text per picture."""
-        settings = replace(self.captions, dropout=0.0, variants=1 if self.captions.variants else None)
+        settings = replace(self.captions, dropout=0.0, variants=1 if self.captions.variants else None, several=False)
         if self.captions.shuffle and settings.variants is None:
             settings = replace(settings, shuffle=False)  # not encoded ahead, so the text as written can be used
         return replace(self, flip=False, captions=settings)
@@ -96,16 +97,24 @@ class EncodedDataset:
         """The examples of one micro-batch, stacked on the device."""
         import torch
 
+        examples = [self.dataset.examples[sample.index] for sample in samples]
         captions, rows = [], []
-        for sample in samples:
-            caption = self.captions.pick(self.dataset.examples[sample.index].caption, sample.key)
+        for example, sample in zip(examples, samples, strict=True):
+            caption = self.captions.pick(example.captions, sample.key)
             mirrored = self.flip and fraction(self.captions.seed, "flip", sample.key) < 0.5
             captions.append(caption)
             rows.append({**self.images[sample.index, mirrored], **self.texts.get(caption, {})})
         tensors = {
             name: torch.stack([row[name] for row in rows]).to(device, non_blocking=True) for name in (rows[0] or {})
         }
-        return Batch(tensors, captions, [s.key for s in samples], [s.stratum for s in samples])
+        weights = [example.weight for example in examples]
+        return Batch(
+            tensors,
+            captions,
+            [s.key for s in samples],
+            [s.stratum for s in samples],
+            weights=None if set(weights) == {1.0} else weights,
+        )
 
 
 @dataclass(frozen=True)
@@ -125,9 +134,12 @@ def encode_all(
     flip: bool,
     num_workers: int,
     progress: Progress = lambda what, done, total: None,
+    empty_masks: bool = True,
 ) -> EncodedDataset:
     """Encodes every view and every caption; pictures that cannot be decoded or encoded leave the data set, named.
 
+    Args:
+        empty_masks: whether a picture whose mask is empty stays: something of it is learnt all the same.
     Raises:
         DataError: no picture could be decoded, or more than 2 % of them were changed or removed since they were listed.
         ModelError: a caption's encoding is not finite.
@@ -140,16 +152,18 @@ def encode_all(
     for encoder in encoders:
         if encoder.reads == "image":
             _encode_views(dataset.examples, views, encoder, cache, num_workers, images, failures, notes, progress)
+        elif encoder.reads == "mask":
+            _encode_masks(dataset.examples, views, encoder, cache, num_workers, images, failures, empty_masks, progress)
         elif encoder.reads == "fit":
             _encode_framings(dataset.examples, views, encoder, images)
         else:
-            wanted = captions.possible(example.caption for example in dataset.examples)
+            wanted = captions.possible(text for example in dataset.examples for text in example.captions)
             _encode_texts(wanted, encoder, cache, texts, progress)
     if failures:
         kept = [i for i in range(len(dataset.examples)) if i not in failures]
         images = {(new, m): images[old, m] for new, old in enumerate(kept) for m in (False, True) if (old, m) in images}
-        dataset = dataset.without(list(failures.values()))
-        if not dataset.examples:
+        before, dataset = dataset, dataset.without(list(failures.values()))
+        if not dataset.examples or (before.learnt and not dataset.learnt):
             raise DataError(
                 "no picture could be decoded:\n" + "\n".join(f"  {f.name}: {f.reason}" for f in failures.values())
             )
@@ -208,6 +222,49 @@ def _encode_views(
                 images.setdefault((view.index, view.mirrored), {}).update(tensors)
             done += len(group)
             progress(encoder.name, done, len(views))
+
+
+def _encode_masks(
+    examples: Sequence[Example],
+    views: Sequence[_View],
+    encoder: Encoder,
+    cache: EncodingCache,
+    num_workers: int,
+    images: dict[tuple[int, bool], dict[str, Tensor]],
+    failures: dict[int, LeftOut],
+    empty_masks: bool,
+    progress: Progress,
+) -> None:
+    """Of every view how much is learnt of what; a view without a mask is learnt whole."""
+    import torch
+
+    def one(view: _View) -> Mapping[str, Tensor] | LeftOut:
+        example = examples[view.index]
+        mask, (width, height) = example.mask, example.fit.bucket
+        if mask is None:
+            return encoder.run([torch.ones(1, height, width)])[0]
+        fit = [width, height, *example.fit.scaled, example.fit.left, example.fit.top]
+        key = cache_key(encoder.fingerprint, mask=mask.digest, kind=mask.kind, fit=fit, mirrored=view.mirrored)
+        stored = cache.get(encoder.name, key)
+        if stored is None:
+            try:
+                stored = encoder.run([fitted_mask(mask, example.fit, view.mirrored)])[0]
+            except DataError as error:
+                changed = isinstance(error, ChangedMaskError)
+                return LeftOut(example.name, f"its mask cannot be used: {error}", changed, "mask")
+            cache.put(encoder.name, key, stored)
+        if not empty_masks and not any(bool(tensor.any()) for tensor in stored.values()):
+            return LeftOut(example.name, "its mask is empty, so nothing of it would be learnt", why="mask")
+        return stored
+
+    with ThreadPoolExecutor(max_workers=max(1, num_workers)) as pool:
+        for done, (view, found) in enumerate(zip(views, pool.map(one, views), strict=True), start=1):
+            if isinstance(found, LeftOut):
+                failures.setdefault(view.index, found)
+            else:
+                images.setdefault((view.index, view.mirrored), {}).update(found)
+            progress(encoder.name, done, len(views))
+    _require_few_changes(failures.values(), len(examples))
 
 
 def _encode_framings(

@@ -23,7 +23,17 @@ from lora_scripts.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_ASPECT", "MAX_PIXELS", "MIN_SIDE", "image_digest", "image_size", "list_images", "read_image"]
+__all__ = [
+    "MAX_ASPECT",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "has_alpha",
+    "image_digest",
+    "image_size",
+    "list_images",
+    "read_alpha",
+    "read_image",
+]
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded: a few kilobytes of PNG can ask for gigabytes of memory."""
@@ -31,6 +41,8 @@ MAX_ASPECT = 8.0
 """Longer over shorter side; beyond it cropping or squeezing to a training shape leaves nothing of the picture."""
 MIN_SIDE = 8
 """Pixels; the latents of Stable Diffusion have one value per 8 pixels."""
+
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 _READABLE = {
     ".jpg",
@@ -71,10 +83,10 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
 )
 
 
-def read_image(path: Path, *, at_least: int | None = None) -> Image:
+def read_image(path: Path, *, at_least: int | None = None, behind: tuple[int, int, int] = WHITE) -> Image:
     """The picture as people see it, in 8-bit RGB.
 
-    Turned as its EXIF data says, transparency on white, 16 bits scaled to 8, CMYK and wide-gamut colours converted to sRGB
+    Turned as its EXIF data says, transparency on white (or what is to stand `behind` it), 16 bits scaled to 8, CMYK and wide-gamut colours converted to sRGB
     by their own profile, the first frame of an animation.
 
     Args:
@@ -90,9 +102,34 @@ def read_image(path: Path, *, at_least: int | None = None) -> Image:
                 image.draft(None, (image.width // shrink, image.height // shrink))
         image.load()
         orientation = _orientation(image)
-        rgb = _to_rgb(image)
+        rgb = _to_rgb(image, behind)
         method = _transposition(orientation)
         return rgb if method is None else rgb.transpose(method)
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether parts of the picture can be transparent, by the file's header.
+
+    Raises:
+        DataError: as `image_size`.
+    """
+    with _opened(Path(path)) as image:
+        return _has_alpha(image)
+
+
+def read_alpha(path: Path) -> Image | None:
+    """How opaque the picture is everywhere, 8-bit grey, turned as its EXIF data says; None where it has no transparency.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    with _opened(Path(path)) as image:
+        image.load()
+        if not _has_alpha(image):
+            return None
+        method = _transposition(_orientation(image))
+        alpha = (image.convert("LA") if image.mode == "La" else image).convert("RGBA").getchannel("A")
+        return alpha if method is None else alpha.transpose(method)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -363,7 +400,13 @@ def _transposition(orientation: int) -> Any:
     }.get(orientation)
 
 
-def _to_rgb(image: Image) -> Image:
+def _has_alpha(image: Image) -> bool:
+    if image.mode.startswith("I") or image.mode == "F":
+        return False
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _to_rgb(image: Image, behind: tuple[int, int, int]) -> Image:
     """8-bit RGB of a decoded picture of any mode."""
     from PIL import Image as PILImage
 
@@ -371,12 +414,12 @@ def _to_rgb(image: Image) -> Image:
         return _scaled_to_8_bits(image)
     if image.mode == "La":
         image = image.convert("LA")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+    if _has_alpha(image):
         rgba = image.convert("RGBA")
         colours = _to_srgb(rgba.convert("RGB"), image.info.get("icc_profile"))
-        white = PILImage.new("RGB", rgba.size, (255, 255, 255))
-        white.paste(colours, mask=rgba.getchannel("A"))
-        return white
+        whole = PILImage.new("RGB", rgba.size, behind)
+        whole.paste(colours, mask=rgba.getchannel("A"))
+        return whole
     return _to_srgb(image, image.info.get("icc_profile"))
 
 

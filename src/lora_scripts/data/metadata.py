@@ -25,6 +25,7 @@ from lora_scripts.data.caption_files import (
     read_table,
 )
 from lora_scripts.data.images import list_images
+from lora_scripts.data.masks import is_mask
 from lora_scripts.errors import DataError
 
 __all__ = ["CaptionTable", "Problem", "read_captions", "write_metadata"]
@@ -44,6 +45,7 @@ class CaptionTable:
 
     Attributes:
         captions: by relative name with forward slashes, in the folder's order; never empty texts.
+        more: further captions of pictures that have several, by relative name.
         repeats: from kohya folders such as `10_cat`; a picture that is missing here repeats once.
         notes: complete sentences about what was read in an unusual way, each said once.
         problems: pictures without a caption and rows without a picture, by name.
@@ -56,6 +58,7 @@ class CaptionTable:
     """
 
     captions: dict[str, str] = field(default_factory=dict)
+    more: dict[str, Sequence[str]] = field(default_factory=dict)
     repeats: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -67,7 +70,14 @@ class CaptionTable:
     extra: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def read_captions(train_data_dir: Path, metadata_path: Path | None, *, look_for_table: bool = True) -> CaptionTable:
+def read_captions(
+    train_data_dir: Path,
+    metadata_path: Path | None,
+    *,
+    look_for_table: bool = True,
+    without: Sequence[str] = (),
+    per_line: bool = False,
+) -> CaptionTable:
     """The captions of the pictures in a folder.
 
     From the table first (`metadata_path`, or without it `metadata.csv` or `metadata.jsonl` in the folder), else from the
@@ -75,11 +85,16 @@ def read_captions(train_data_dir: Path, metadata_path: Path | None, *, look_for_
 
     Args:
         look_for_table: whether a table in the folder is read that nobody named.
+        without: folders inside of it, relative to it with forward slashes, that are not looked into.
+        per_line: each line of a caption file is a caption of its own; else they are one.
     Raises:
         DataError: the folder or the named table is not there, or the table cannot be read at all.
     """
     folder = Path(train_data_dir)
-    table = CaptionTable(pictures=[path.relative_to(folder).as_posix() for path in list_images(folder)])
+    names = [path.relative_to(folder).as_posix() for path in list_images(folder)]
+    names = [name for name in names if not any(name.startswith(f"{part}/") for part in without)]
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in names}
+    table = CaptionTable(pictures=[name for name in names if not is_mask(name, stems)])
     if metadata_path is not None or look_for_table:
         table.source = _find_table(folder, metadata_path, table.notes)
     if table.source is not None:
@@ -87,7 +102,7 @@ def read_captions(train_data_dir: Path, metadata_path: Path | None, *, look_for_
         table.notes += table.raw.notes
         table.problems += table.raw.problems
         _match_rows(table)
-    _read_sidecars(table, folder)
+    _read_sidecars(table, folder, per_line)
     _read_folder_names(table)
     for name in table.pictures:
         if not _is_text(name):
@@ -100,6 +115,9 @@ def read_captions(train_data_dir: Path, metadata_path: Path | None, *, look_for_
                 where = f"{row} in {table.source.name}"
             table.problems.append(Problem("no caption", name, f"{where}, and no .txt or .caption file beside it"))
     table.captions = {name: table.captions[name] for name in table.pictures if name in table.captions}
+    if table.more:
+        who = "1 picture has" if len(table.more) == 1 else f"{len(table.more)} pictures have"
+        table.notes.append(f"{who} several captions; every use of one draws one of them.")
     return table
 
 
@@ -198,6 +216,9 @@ def _match_rows(table: CaptionTable) -> None:
         if row.text:
             table.captions[name] = row.text
             table.origins[name] = "table"
+            table.more.pop(name, None)
+            if row.more:
+                table.more[name] = row.more
         table.extra[name] = row.extra
     source = table.source.name if table.source else ""
     for way, written in ways.items():
@@ -213,7 +234,7 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _read_sidecars(table: CaptionTable, folder: Path) -> None:
+def _read_sidecars(table: CaptionTable, folder: Path, per_line: bool) -> None:
     """Fill in captions from `a.png.txt`, `a.txt`, `a.png.caption` or `a.caption` beside `a.png`."""
     listings: dict[Path, set[str]] = {}
     users: dict[Path, list[str]] = defaultdict(list)
@@ -233,13 +254,17 @@ def _read_sidecars(table: CaptionTable, folder: Path) -> None:
             try:
                 if sidecar.stat().st_size > MAX_SIDECAR_BYTES:
                     raise DataError(f"{sidecar}: larger than {MAX_SIDECAR_BYTES // 1000} kB")
-                text = normalise_caption(decode_text(sidecar.read_bytes(), sidecar)[0])
+                whole = decode_text(sidecar.read_bytes(), sidecar)[0]
             except (DataError, OSError) as error:
                 table.problems.append(Problem("bad sidecar", f"{name}", f"{sidecar.name}: {error}"))
                 continue
-            if text:
-                table.captions[name] = text
+            lines = whole.splitlines() if per_line else [whole]
+            texts = [text for text in map(normalise_caption, lines) if text]
+            if texts:
+                table.captions[name] = texts[0]
                 table.origins[name] = "sidecar"
+                if len(texts) > 1:
+                    table.more[name] = texts[1:]
                 users[sidecar].append(name)
                 break
     count = sum(len(names) for names in users.values())

@@ -46,7 +46,12 @@ class OutlinedPictures:
     def batch(self, samples: Sequence[Sample], device: torch.device) -> Batch:
         example = self.examples[samples[0].index]
         width, height = example.shape
-        empty = {"image": torch.zeros(3, height, width), "fit": Framing(example.size, example.fit), "caption": ""}
+        empty = {
+            "image": torch.zeros(3, height, width),
+            "mask": torch.ones(1, height, width),
+            "fit": Framing(example.size, example.fit),
+            "caption": "",
+        }
         rows: dict[str, torch.Tensor] = {}
         for encoder in self.family.encoders():
             rows |= encoder.run([empty[encoder.reads]])[0]

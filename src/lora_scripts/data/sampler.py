@@ -13,7 +13,7 @@ from lora_scripts.data.captions import fraction
 if TYPE_CHECKING:
     from lora_scripts.data.training_data import TrainingExample
 
-__all__ = ["Sample", "StepPlan"]
+__all__ = ["Sample", "StepPlan", "mean_uses", "total_uses"]
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,51 @@ class Sample:
     stratum: tuple[float, float] = (0.0, 1.0)
 
 
+def total_uses(examples: Sequence[TrainingExample]) -> int:
+    """Uses of all examples in an epoch."""
+    learnt = sum(example.repeats for example in examples if not example.is_regularization)
+    return 2 * learnt if any(example.is_regularization for example in examples) else learnt
+
+
+def mean_uses(examples: Sequence[TrainingExample]) -> list[float]:
+    """Uses of each example in an epoch; of regularization ones on average."""
+    learnt = sum(example.repeats for example in examples if not example.is_regularization)
+    others = sum(example.repeats for example in examples if example.is_regularization)
+    return [
+        learnt * example.repeats / others if example.is_regularization else float(example.repeats)
+        for example in examples
+    ]
+
+
 class StepPlan:
     """The examples of every optimizer step.
 
-    Each epoch uses every example `repeats` times. A step holds `step_size` uses, of one bucket where possible; what is
+    Each epoch uses every example `repeats` times, and as many uses again come from regularization examples where there are
+    some, as in kohya-ss/sd-scripts: these come in turn, so that where there are more of them than an epoch takes, the next
+    epoch goes on with the others. A step holds `step_size` uses, of one bucket where possible; what is
     left over in the buckets at the end of an epoch is put together into mixed steps, so nothing is dropped. Micro-batches
     are cut from a step afterwards: batch 4 and 2 x 2 accumulated see the same steps.
     """
 
     def __init__(
-        self, names: Sequence[str], buckets: Sequence[Size], repeats: Sequence[int], step_size: int, seed: int
+        self,
+        names: Sequence[str],
+        buckets: Sequence[Size],
+        repeats: Sequence[int],
+        step_size: int,
+        seed: int,
+        regularization: Sequence[int] = (),
     ) -> None:
-        assert len(names) == len(buckets) == len(repeats) > 0
+        """Args:
+        regularization: places of the examples that are for it.
+        """
+        assert len(names) == len(buckets) == len(repeats) > len(set(regularization))
         self._names, self._buckets, self._repeats = list(names), list(buckets), list(repeats)
         self._step_size, self._seed = step_size, seed
-        self.uses_per_epoch = sum(repeats)
+        others = set(regularization)
+        self._learnt = [(i, r) for i in range(len(names)) if i not in others for r in range(repeats[i])]
+        self._others = [(i, r) for i in sorted(others) for r in range(repeats[i])]
+        self.uses_per_epoch = len(self._learnt) * (2 if others else 1)
         self.steps_per_epoch = len(self.epoch(0))
 
     @classmethod
@@ -57,16 +87,14 @@ class StepPlan:
             [each.repeats for each in examples],
             step_size,
             seed,
+            [place for place, each in enumerate(examples) if each.is_regularization],
         )
 
     @lru_cache(maxsize=2)  # noqa: B019  one plan lives as long as the run
     def epoch(self, number: int) -> list[list[Sample]]:
         """All steps of one epoch, in order."""
-        uses = [
-            Sample(index, f"{number}/{repeat}/{name}")
-            for index, name in enumerate(self._names)
-            for repeat in range(self._repeats[index])
-        ]
+        uses = [Sample(index, f"{number}/{repeat}/{self._names[index]}") for index, repeat in self._learnt]
+        uses += self._regularization(number)
         uses.sort(key=lambda use: fraction(self._seed, "order", use.key))
         by_bucket: dict[Size, list[Sample]] = {}
         steps = []
@@ -83,6 +111,17 @@ class StepPlan:
             place = int(fraction(self._seed, "place", number, step[0].key) * (len(steps) + 1))
             steps.insert(place, step)
         return [self._spread(step) for step in steps]
+
+    def _regularization(self, number: int) -> list[Sample]:
+        """As many uses of regularization examples as the epoch has of the others, from where the epoch before ended."""
+        if not self._others:
+            return []
+        uses = []
+        for place in range(number * len(self._learnt), (number + 1) * len(self._learnt)):
+            turn, position = divmod(place, len(self._others))
+            index, repeat = self._others[position]
+            uses.append(Sample(index, f"{number}/{turn * self._repeats[index] + repeat}/{self._names[index]}"))
+        return uses
 
     def _spread(self, step: Sequence[Sample]) -> list[Sample]:
         """The uses of a step, each with an equal part of 0..1; the parts are turned by a random amount in every step."""

@@ -53,18 +53,20 @@ def split(data: TrainingData, wanted: int | Literal["auto"], words: Words = PICT
     """The data set in two parts, each in its old order.
 
     Every picture has a fixed rank that follows from its content; the first ones are held out. So a picture that is added
-    changes at most a few places, and renaming none. Copies of a picture are held out together or not at all.
+    changes at most a few places, and renaming none. Copies of a picture are held out together or not at all. What is for
+    regularization always trains.
     """
     examples = data.examples
-    number = num_held_out(wanted, len(examples), words)
+    candidates = [example for example in examples if not example.is_regularization]
+    number = num_held_out(wanted, len(candidates), words)
     if not number:
         why = f"fewer than {FEWEST_EXAMPLES}" if wanted == "auto" else f"validation_{words.examples} is 0"
         return Split(data, None, (), f"No {words.example} is held out ({why}), so there is no validation loss.")
-    digests = sorted({example.digest for example in examples}, key=_rank)
+    digests = sorted({example.digest for example in candidates}, key=_rank)
     chosen = set(digests[:number])
-    held_out = [i for i, example in enumerate(examples) if example.digest in chosen]
-    training = [i for i, example in enumerate(examples) if example.digest not in chosen]
-    if not training:
+    held_out = [i for i, each in enumerate(examples) if each.digest in chosen and not each.is_regularization]
+    training = [i for i in range(len(examples)) if i not in set(held_out)]
+    if len(held_out) == len(candidates):
         raise DataError(
             f"all {words.examples} are copies of one another, so none can be held out. Set validation_{words.examples}: 0."
         )
@@ -74,7 +76,7 @@ def split(data: TrainingData, wanted: int | Literal["auto"], words: Words = PICT
         train,
         data.part(held_out),
         _first_by_rank(train, len(held_out)),
-        f"{len(held_out)} {words.examples} are held out to measure the validation loss, {len(training)} train: {names}.",
+        f"{len(held_out)} {words.examples} are held out to measure the validation loss, {len(candidates) - len(held_out)} train: {names}.",
     )
 
 
@@ -96,7 +98,8 @@ def measured_on(data: TrainingData, held_out: TrainingData, wanted: int | Litera
 
 
 def _first_by_rank(data: TrainingData, number: int) -> list[int]:
-    return sorted(range(len(data.examples)), key=lambda place: _rank(data.examples[place].digest))[:number]
+    places = [place for place, example in enumerate(data.examples) if not example.is_regularization]
+    return sorted(places, key=lambda place: _rank(data.examples[place].digest))[:number]
 
 
 def _rank(digest: str) -> str:

@@ -24,6 +24,8 @@ class TrainingExample(Protocol):
         digest: of its content, hexadecimal; copies have the same.
         repeats: uses per epoch.
         shape: examples of one shape can be stacked, and go through the model together.
+        is_regularization: it is there to keep what the model knows, not to be learnt; such examples have as many uses in an
+            epoch as all others together.
         cost: how much of a pass it takes, in any unit that is the same for all: pixels, tokens.
     """
 
@@ -39,6 +41,8 @@ class TrainingExample(Protocol):
     def shape(self) -> tuple[int, int]: ...
     @property
     def cost(self) -> int: ...
+    @property
+    def is_regularization(self) -> bool: ...
 
 
 class Listing(Protocol):

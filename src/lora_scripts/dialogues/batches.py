@@ -71,6 +71,10 @@ class TrainedDialogue:
         return self.tokens.repeats
 
     @property
+    def is_regularization(self) -> bool:
+        return False
+
+    @property
     def shape(self) -> tuple[int, int]:
         if self.packed:
             return (0, 0)

@@ -64,9 +64,9 @@ def _batches(rows: DialogueSet, tokens: TokenisedSet, rejected: TokenisedSet | N
 
 def require_dialogues(config: RunConfig) -> None:
     """Raises DataError when there is no such folder or file. Cheap, so it is asked before weights are read."""
-    if not config.train_data_dir.exists():
+    if not config.data_dir.exists():
         raise DataError(
-            f"train_data_dir: {config.train_data_dir}: no such folder or file. Put train.jsonl there, or correct the path."
+            f"train_data_dir: {config.data_dir}: no such folder or file. Put train.jsonl there, or correct the path."
         )
 
 
@@ -93,7 +93,7 @@ def read_dialogues(
     require_dialogues(config)
     pairs = config.objective != "sft"
     data = open_dialogues(
-        config.train_data_dir,
+        config.data_dir,
         exclude=config.exclude,
         system_prompt=config.system_prompt,
         repeats=config.repeats,

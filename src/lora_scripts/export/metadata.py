@@ -33,7 +33,7 @@ _SECRETS = re.compile(
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
     r"|(?i:(?<=token=)|(?<=api_key=)|(?<=apikey=)|(?<=password=)|(?<=secret=)|(?<=bearer ))[^\s&\"',}]+"
 )
-_PUBLIC_LEAVES_OUT = ("ss_tag_frequency", "ss_dataset_dirs")
+_PUBLIC_LEAVES_OUT = ("ss_tag_frequency", "ss_dataset_dirs", "ss_reg_dataset_dirs")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class RunFacts:
         resolution: (width, height) in pixels.
         buckets: (width, height) to number of pictures.
         dataset_dirs: folder name to (repeats, number of pictures); no paths.
+        regularization_dirs: the same of pictures for regularization.
         tag_frequency: folder name to tag to count, tags as the captions have them.
         network_args: further settings of the adapter, as texts.
         objective: further texts of the header on the loss, by their names there.
@@ -97,8 +98,9 @@ class RunFacts:
     base_loras: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     buckets: Mapping[tuple[int, int], int] = field(default_factory=dict)
     num_images: int = 0
-    num_regularisation_images: int = 0
+    num_regularization_images: int = 0
     dataset_dirs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    regularization_dirs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     trigger_word: str = ""
     description: str = ""
@@ -132,15 +134,11 @@ def file_metadata(facts: RunFacts, level: Level = "full") -> dict[str, str]:
         "ss_resolution": f"({width}, {height})",
         "ss_clip_skip": _optional(facts.clip_skip),
         "ss_num_train_images": str(facts.num_images),
-        "ss_num_reg_images": str(facts.num_regularisation_images),
+        "ss_num_reg_images": str(facts.num_regularization_images),
         "ss_enable_bucket": str(len(facts.buckets) > 1),
         "ss_bucket_info": _json(_bucket_info(facts.buckets)),
-        "ss_dataset_dirs": _json(
-            {
-                _last_part(name): {"n_repeats": repeats, "img_count": count}
-                for name, (repeats, count) in facts.dataset_dirs.items()
-            }
-        ),
+        "ss_dataset_dirs": _json(_directories(facts.dataset_dirs)),
+        "ss_reg_dataset_dirs": _json(_directories(facts.regularization_dirs)),
         "ss_tag_frequency": _json({_last_part(name): _sorted_tags(tags) for name, tags in facts.tag_frequency.items()}),
         "ss_training_comment": facts.description,
         "ss_training_started_at": str(facts.started_at),
@@ -243,6 +241,10 @@ def _halve_tags(text: str) -> str:
     counts: dict[str, dict[str, int]] = json.loads(text)
     kept = {name: dict(list(tags.items())[: len(tags) // 2]) for name, tags in counts.items()}
     return _json({name: tags for name, tags in kept.items() if tags})
+
+
+def _directories(facts: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
+    return {_last_part(name): {"n_repeats": repeats, "img_count": count} for name, (repeats, count) in facts.items()}
 
 
 def _sorted_tags(tags: Mapping[str, int]) -> dict[str, int]:

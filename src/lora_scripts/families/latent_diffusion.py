@@ -163,7 +163,18 @@ class LatentDiffusion(ABC):
         width, height = self._config.resolution or (side, side)
         at_once = max(1, min(4, PIXELS_AT_ONCE // (width * height)))
         images = [Encoder("latents", "image", name, self._encode_pixels, at_once, exact), *self.framing_encoders()]
+        if self._config.masked_loss != "none":
+            images.append(Encoder("masks", "mask", f"mean of {self._pixels_per_latent} pixels", self._encode_masks, 64))
         return images if self._config.train_text_encoder else [*images, *self.text_encoders()]
+
+    @property
+    def _pixels_per_latent(self) -> int:
+        """How many pixels of a row one latent stands for."""
+        return int(2 ** (len(self._parts.vae.config.block_out_channels) - 1))
+
+    def _encode_masks(self, masks: Sequence[Any]) -> list[dict[str, Tensor]]:
+        """How much each latent is to be learnt, the mean over the pixels it stands for: {"mask": [1,h,w]} float32 each."""
+        return [{"mask": torch.nn.functional.avg_pool2d(mask, self._pixels_per_latent)} for mask in masks]
 
     @torch.no_grad()
     def _encode_pixels(self, pixels: Sequence[Any]) -> list[dict[str, Tensor]]:

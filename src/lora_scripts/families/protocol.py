@@ -33,7 +33,8 @@ class Encoder:
     Attributes:
         name: folder name in the cache, "latents" or "text".
         reads: which part of an example it reads: "image" gives `run` a list of pixel tensors [3,H,W] in [-1,1] of one
-            size, "caption" a list of strings, "fit" a list of `Framing`: the picture's size and crop. The last is not cached.
+            size, "caption" a list of strings, "mask" a list of [1,H,W] in 0..1, how much each pixel is to be learnt, "fit" a
+            list of `Framing`: the picture's size and crop. The last is not cached.
         fingerprint: changes whenever the same input would give another output: weights, dtype, settings.
         run: encodes a list of inputs, one dictionary of tensors each (on the CPU).
         batch_size: how many inputs one call of `run` takes at most.
@@ -41,7 +42,7 @@ class Encoder:
     """
 
     name: str
-    reads: Literal["image", "caption", "fit"]
+    reads: Literal["image", "caption", "mask", "fit"]
     fingerprint: str
     run: Callable[[Sequence[Any]], list[dict[str, Tensor]]]
     batch_size: int = 8
@@ -60,6 +61,7 @@ class Batch:
             optimizer step are spread evenly; None for independent draws.
         levels: B prescribed noise levels, each a share 0..1 of the trained range, for measurements; the noise is then
             plain. None in training.
+        weights: B factors by which the examples' losses count in the total; None where all count alike.
         filled: for a tensor whose rows differ in length, how much of each row is filled, from the front.
     """
 
@@ -68,6 +70,7 @@ class Batch:
     keys: Sequence[str]
     strata: Sequence[tuple[float, float]] | None = None
     levels: Sequence[float] | None = None
+    weights: Sequence[float] | None = None
     filled: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Batch:

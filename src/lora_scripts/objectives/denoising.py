@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["DenoisingObjective", "Noised"]
 
 
+SMALLEST_MASK = 1e-6
+"""Mean of a mask below which it is empty; its picture's loss is then 0 rather than 0 / 0."""
+
+
 @dataclass(frozen=True)
 class Noised:
     """Latents as the denoiser sees them.
@@ -112,6 +116,8 @@ class DenoisingObjective:
         plain = self._of_picture(squared, batch)
         of_picture = plain if errors is squared else self._of_picture(errors, batch)
         weighted = of_picture * self._weights(noised)
+        if (importance := self._importance(batch)) is not None:
+            weighted = weighted * importance
         low, high = self._trained_range()
         levels = (noised.timesteps - low + 0.5) / (high - low)
         return Loss(weighted.sum(), len(weighted), plain.detach(), levels)
@@ -130,8 +136,30 @@ class DenoisingObjective:
         return pseudo_huber(squared, thresholds, config.loss_type)
 
     def _of_picture(self, errors: Tensor, batch: Batch) -> Tensor:
-        """[B] the mean of a picture's errors [B,C,h,w]."""
-        return errors.mean(dim=(1, 2, 3))
+        """[B] the mean of a picture's errors [B,C,h,w]; with a mask, weighted by what is to be learnt of it."""
+        if "mask" not in batch.tensors:
+            return errors.mean(dim=(1, 2, 3))
+        learnt = self._learnt(batch)
+        # The weights' own mean is divided out: errors of pictures can be compared, however small their masks.
+        return (errors * learnt).mean(dim=(1, 2, 3)) / learnt.mean(dim=(1, 2, 3)).clamp(min=SMALLEST_MASK)
+
+    def _learnt(self, batch: Batch) -> Tensor:
+        """[B,1,h,w] how much each latent pixel counts: the mask, but never less than what is left out of it counts.
+
+        Source: Nerogar/OneTrainer, `masked_losses`, which clamps the mask the same way.
+        """
+        return batch.tensors["mask"].clamp(min=self._config.masked_weight_outside)
+
+    def _importance(self, batch: Batch) -> Tensor | None:
+        """[B] how much each picture counts, None where all count alike: its own weight, and with masks that are not
+        normalised the mean of its mask, which makes its loss the weighted sum over the number of all latent pixels, as in
+        kohya-ss/sd-scripts (`apply_masked_loss`) and OneTrainer.
+        """
+        own = None if batch.weights is None else torch.tensor(batch.weights, device=self._device)
+        if "mask" not in batch.tensors or self._config.masked_normalize:
+            return own
+        covered = self._learnt(batch).mean(dim=(1, 2, 3))
+        return covered if own is None else covered * own
 
     def _weights(self, noised: Noised) -> Tensor:
         """[B] how much the noise level of each picture counts."""

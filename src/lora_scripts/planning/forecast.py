@@ -15,7 +15,7 @@ import torch
 from lora_scripts.attaching import attach_adapter
 from lora_scripts.base_loras import find_base_loras, named
 from lora_scripts.config import RunConfig
-from lora_scripts.data.sampler import StepPlan
+from lora_scripts.data.sampler import StepPlan, mean_uses
 from lora_scripts.devices import choose_device, choose_dtype
 from lora_scripts.errors import ModelError
 from lora_scripts.families import family_class
@@ -144,8 +144,9 @@ def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress
         config.max_steps or (config.epochs or 10) * steps.steps_per_epoch,
         steps_done(config.output_dir),
     )
-    cost = sum(each.cost * each.repeats for each in data.train.examples)
-    cost = round(cost / steps.steps_per_epoch * length.to_do)
+    examples = data.train.examples
+    each_epoch = sum(each.cost * times for each, times in zip(examples, mean_uses(examples), strict=True))
+    cost = round(each_epoch / steps.steps_per_epoch * length.to_do)
     more = 1 + (LARGEST_SHARE if data.is_measured and config.validate_every != 0 else 0)
     work = Work(
         length.to_do,

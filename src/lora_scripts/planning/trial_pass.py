@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from lora_scripts.data.sampler import mean_uses
 from lora_scripts.data.training_data import TrainingExample
 from lora_scripts.training.draws import Draws
 from lora_scripts.training.memory import memory_now, reset_peak
@@ -45,8 +47,8 @@ class TrialPass:
 def largest_pass(examples: Sequence[ExampleT], batch_size: int) -> list[ExampleT]:
     """The examples of the pass with the most pixels or tokens; a shape that cannot fill a batch makes smaller passes."""
     uses: dict[tuple[int, int], list[ExampleT]] = {}
-    for example in examples:
-        uses.setdefault(example.shape, []).extend([example] * example.repeats)
+    for example, times in zip(examples, mean_uses(examples), strict=True):
+        uses.setdefault(example.shape, []).extend([example] * math.ceil(times - 1e-9))
     passes = {
         shape: sorted(same, key=lambda each: each.cost, reverse=True)[:batch_size] for shape, same in uses.items()
     }

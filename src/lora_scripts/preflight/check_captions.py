@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from lora_scripts.config import RunConfig
 from lora_scripts.data.captions import with_trigger
 from lora_scripts.data.dataset import Example
+from lora_scripts.data.folders import source_of
 from lora_scripts.preflight.findings import Finding
 from lora_scripts.preflight.gather import DataFacts
 from lora_scripts.preflight.synonyms import SideBySide, find_spellings, find_synonyms
@@ -29,23 +30,23 @@ FEWEST_CAPTIONS = 5
 
 def check_captions(facts: DataFacts, config: RunConfig, cut: CutCaption | None) -> list[Finding]:
     """All findings about captions; `cut` None leaves the token limit out."""
-    examples = facts.examples
+    learnt = facts.learnt
     return [
-        *_missing(facts, config),
-        *_alike(examples),
-        *_too_long(examples, cut),
+        *_missing(facts),
+        *_alike(learnt),
+        *_too_long(facts.examples, cut),
         *_trigger(facts, config),
-        *_inconsistent(examples, config.caption_separator),
+        *_inconsistent(learnt, config.caption_separator),
     ]
 
 
-def _missing(facts: DataFacts, config: RunConfig) -> Iterable[Finding]:
+def _missing(facts: DataFacts) -> Iterable[Finding]:
     empty = [example.name for example in facts.examples if not example.caption]
     missing = [*facts.without_caption, *empty]
     if not missing:
         return
-    total, folder = facts.num_pictures, config.train_data_dir
-    table = config.metadata_path or folder / "metadata.csv"
+    total, folder = facts.num_pictures, source_of(missing[0], facts.sources)
+    table = folder.metadata_path or folder.path / "metadata.csv"
     how = [
         f"{len(facts.without_caption)} of them would not train" if facts.without_caption else "",
         f"{len(empty)} of them would train without words" if empty else "",
@@ -55,7 +56,7 @@ def _missing(facts: DataFacts, config: RunConfig) -> Iterable[Finding]:
         "captions-missing",
         f"{len(missing)} of {count(total, 'picture')} {'has' if len(missing) == 1 else 'have'} no caption; {' and '.join(filter(None, how))}.",
         missing,
-        f"Write them with: lora-scripts label --input {folder} --output {table}",
+        f"Write them with: lora-scripts label --input {folder.path} --output {table}",
     )
 
 
@@ -90,9 +91,9 @@ def _too_long(examples: Sequence[Example], cut: CutCaption | None) -> Iterable[F
         return
     lost = {}
     for example in examples:
-        kept = cut(example.caption)
-        if kept != example.caption:
-            lost[example.name] = f"not read: {_short(example.caption[len(kept) :].strip())}"
+        cuts = ((caption, cut(caption)) for caption in example.captions)
+        if beyond := next((caption[len(kept) :] for caption, kept in cuts if kept != caption), ""):
+            lost[example.name] = f"not read: {_short(beyond.strip())}"
     if lost:
         yield Finding(
             "amber",
@@ -105,29 +106,29 @@ def _too_long(examples: Sequence[Example], cut: CutCaption | None) -> Iterable[F
 
 
 def _trigger(facts: DataFacts, config: RunConfig) -> Iterable[Finding]:
-    trigger = config.trigger_word
-    if trigger:
-        without = [prompt for prompt in config.sample_prompts if with_trigger(prompt, trigger) != prompt]
+    if triggers := config.triggers:
+        named = " or ".join(map(repr, triggers))
+        without = [
+            prompt for prompt in config.sample_prompts if all(with_trigger(prompt, word) != prompt for word in triggers)
+        ]
         if without:
             yield Finding(
                 "amber",
                 "trigger-not-in-previews",
-                f"{count(len(without), 'sample prompt')} lack the trigger word {trigger!r}, so previews will hardly show the LoRA.",
-                remedy=f"Begin them with {trigger}, in sample_prompts.",
+                f"{count(len(without), 'sample prompt')} lack the trigger word {named}, so previews will hardly show the LoRA.",
+                remedy=f"Begin them with {' or '.join(triggers)}, in sample_prompts.",
             )
         added = sum(e.caption != facts.written.get(e.name, "") for e in facts.examples)
         if added:
             yield Finding(
-                "note", "trigger-added", f"The trigger word {trigger!r} is put in front of {count(added, 'caption')}."
+                "note", "trigger-added", f"The trigger word {named} is put in front of {count(added, 'caption')}."
             )
         return
-    starts = {e.name: e.caption.split(config.caption_separator)[0].strip().lower() for e in facts.examples if e.caption}
+    starts = {e.name: e.caption.split(config.caption_separator)[0].strip().lower() for e in facts.learnt if e.caption}
     if len(starts) < FEWEST_CAPTIONS:
         return
     start, times = Counter(starts.values()).most_common(1)[0]
-    parts = {
-        e.name: [part.strip().lower() for part in e.caption.split(config.caption_separator)] for e in facts.examples
-    }
+    parts = {e.name: [part.strip().lower() for part in e.caption.split(config.caption_separator)] for e in facts.learnt}
     lacking = [name for name in starts if start not in parts[name]]
     if lacking and times >= USUAL_START * len(starts):
         yield Finding(

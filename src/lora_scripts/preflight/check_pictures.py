@@ -34,19 +34,20 @@ FLAT = 4.0
 def check_pictures(facts: DataFacts) -> list[Finding]:
     """All findings about pictures, from their measurements alone."""
     measured = [(example, facts.pictures[example.name]) for example in facts.examples]
+    learnt = [pair for pair in measured if not pair[0].is_regularization]
     return [
         *_unreadable(facts),
-        *_copies(measured),
+        *_copies(learnt),
         *_too_small(facts.examples),
         *_cropped(facts.examples),
         *_soft_or_empty(measured),
         *_framed(measured),
-        *_marked(measured),
+        *_marked(learnt),
     ]
 
 
 def _unreadable(facts: DataFacts) -> Iterable[Finding]:
-    if not facts.examples:
+    if not facts.learnt:
         yield Finding(
             "red",
             "no-pictures",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from lora_scripts.config import RunConfig, Size
 from lora_scripts.data.dataset import Example
+from lora_scripts.data.sampler import mean_uses, total_uses
 from lora_scripts.preflight.findings import Finding
 from lora_scripts.preflight.run_length import RunLength
 from lora_scripts.preflight.wording import count, some
@@ -32,7 +33,7 @@ def check_shapes(examples: Sequence[Example], config: RunConfig, length: RunLeng
 
 
 def _never_filled(examples: Sequence[Example], config: RunConfig) -> Iterable[Finding]:
-    uses = sum(example.repeats for example in examples)
+    uses = total_uses(examples)
     if "batch_size" in config.model_fields_set and config.batch_size != "auto" and config.batch_size > uses:
         yield Finding(
             "red",
@@ -43,12 +44,12 @@ def _never_filled(examples: Sequence[Example], config: RunConfig) -> Iterable[Fi
 
 
 def _lonely(examples: Sequence[Example], config: RunConfig) -> Iterable[Finding]:
-    uses: Counter[Size] = Counter()
-    for example in examples:
-        uses[example.fit.bucket] += example.repeats
+    uses: dict[Size, float] = defaultdict(float)
+    for example, times in zip(examples, mean_uses(examples), strict=True):
+        uses[example.fit.bucket] += times
     lonely = {bucket: n for bucket, n in uses.items() if n < config.micro_batch}
     if len(uses) > 1 and sum(lonely.values()) > MOST_LONELY * sum(uses.values()):
-        shapes = [f"{w}x{h} ({n})" for (w, h), n in sorted(lonely.items(), key=lambda item: item[1])]
+        shapes = [f"{w}x{h} ({n:.3g})" for (w, h), n in sorted(lonely.items(), key=lambda item: item[1])]
         yield Finding(
             "amber",
             "shapes-below-batch",
@@ -60,14 +61,15 @@ def _lonely(examples: Sequence[Example], config: RunConfig) -> Iterable[Finding]
 
 
 def _uneven(examples: Sequence[Example]) -> Iterable[Finding]:
+    examples = [example for example in examples if not example.is_regularization]
     repeats = [example.repeats for example in examples]
-    if max(repeats) >= MOST_UNEVEN * min(repeats):
+    if repeats and max(repeats) >= MOST_UNEVEN * min(repeats):
         rare = [example.name for example in examples if example.repeats == min(repeats)]
         yield Finding(
             "amber",
             "repeats-uneven",
             f"Some pictures are seen {max(repeats) // min(repeats)} times as often as others, because of the numbers in "
-            "folder names.",
+            "folder names or their own repeats.",
             rare,
             "Balance the repeats, unless this is meant.",
         )
@@ -76,7 +78,8 @@ def _uneven(examples: Sequence[Example]) -> Iterable[Finding]:
 def _steps(examples: Sequence[Example], config: RunConfig, length: RunLength) -> Iterable[Finding]:
     cut = f"{config.batch_size} x {config.gradient_accumulation_steps}"
     batch = cut if config.batch_size != "auto" and config.gradient_accumulation_steps > 1 else f"{config.step_size}"
-    per_picture = length.max_steps / length.steps_per_epoch * sum(e.repeats for e in examples) / len(examples)
+    learnt = [example for example in examples if not example.is_regularization]
+    per_picture = length.max_steps / length.steps_per_epoch * total_uses(learnt) / max(1, len(learnt))
     yield Finding(
         "note",
         "steps",

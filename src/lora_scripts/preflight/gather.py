@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 from lora_scripts.config import RunConfig
 from lora_scripts.data.cache import EncodingCache, cache_key
 from lora_scripts.data.dataset import Dataset, Example, LeftOut, unnamed
-from lora_scripts.data.images import image_digest, image_size
-from lora_scripts.data.metadata import read_captions
+from lora_scripts.data.folders import PictureSource
+from lora_scripts.data.images import image_digest
+from lora_scripts.data.masks import fitted_mask
 from lora_scripts.errors import DataError
 from lora_scripts.preflight.picture_facts import FORMAT, PictureFacts, measure
 
@@ -33,7 +33,11 @@ class DataFacts:
         unreadable: pictures that cannot be decoded, with the reason; those named in `exclude` are not counted.
         without_caption: names of pictures left out because the caption table lacks them.
         written: captions as written, by name, before the trigger word is added.
-        num_pictures: of the folder, less those named in `exclude`.
+        num_pictures: of all folders, less those named in `exclude`.
+        sources: the folders.
+        masks: of pictures with a mask, the share of what trains of them that it lets be learnt, 0..1.
+        bad_masks: pictures left out because their mask cannot be read.
+        unused_masks: masks that belong to no picture.
     """
 
     examples: Sequence[Example]
@@ -42,39 +46,58 @@ class DataFacts:
     without_caption: Sequence[str]
     written: Mapping[str, str]
     num_pictures: int
+    sources: Sequence[PictureSource]
+    masks: Mapping[str, float]
+    bad_masks: Sequence[LeftOut]
+    unused_masks: Sequence[str]
+
+    @property
+    def learnt(self) -> list[Example]:
+        """The examples that are not for regularization."""
+        return [example for example in self.examples if not example.is_regularization]
 
 
 def gather(config: RunConfig, dataset: Dataset, cache: EncodingCache, progress: Progress) -> DataFacts:
     """Measures every picture that is not in the cache yet, and asks why others were left out."""
-    table = read_captions(config.train_data_dir, config.metadata_path)
-    uncaptioned = {problem.name for problem in table.problems if problem.kind == "no caption"}
     pictures, unreadable = _measure_all(dataset.examples, cache, config.num_workers, progress)
-    without_caption = []
-    excluded = 0
-    for item in dataset.left_out:
-        if any(fnmatch.fnmatchcase(item.name, pattern) for pattern in config.exclude):
-            excluded += 1
-        elif item.name in uncaptioned and table.source is not None:
-            without_caption.append(item.name)
-        elif not _has_size(config, item):
-            unreadable.append(item)
+    masks, bad_masks = _measure_masks(dataset.examples, cache)
+    why = {item.name: item.why for item in dataset.left_out}
     return DataFacts(
         [example for example in dataset.examples if example.name in pictures],
         pictures,
-        unreadable,
-        without_caption,
-        table.captions,
-        len(dataset.examples) + len(dataset.left_out) - excluded,
+        [*unreadable, *(item for item in dataset.left_out if item.why == "unreadable")],
+        [name for name, reason in why.items() if reason == "no caption"],
+        dataset.written,
+        len(dataset.examples) + sum(reason != "excluded" for reason in why.values()),
+        dataset.sources,
+        masks,
+        [*bad_masks, *(item for item in dataset.left_out if item.why == "mask")],
+        dataset.unused_masks,
     )
 
 
-def _has_size(config: RunConfig, item: LeftOut) -> bool:
-    """Whether a picture that was left out can at least be opened: then it was left out for another reason."""
-    try:
-        image_size(config.train_data_dir / item.name)
-    except DataError:
-        return False
-    return True
+def _measure_masks(examples: Sequence[Example], cache: EncodingCache) -> tuple[dict[str, float], list[LeftOut]]:
+    """How much of each picture its mask lets be learnt, and the masks that cannot be decoded."""
+    import torch
+
+    shares: dict[str, float] = {}
+    failed: list[LeftOut] = []
+    for example in examples:
+        mask, fit = example.mask, example.fit
+        if mask is None:
+            continue
+        place = [*fit.bucket, *fit.scaled, fit.left, fit.top]
+        key = cache_key(f"mask facts {FORMAT}", mask=mask.digest, kind=mask.kind, fit=place)
+        stored = cache.get(KIND, key)
+        if stored is None:
+            try:
+                stored = {"share": fitted_mask(mask, fit).mean(dtype=torch.float64)}
+            except DataError as error:
+                failed.append(LeftOut(example.name, f"its mask cannot be used: {error}", why="mask"))
+                continue
+            cache.put(KIND, key, stored)
+        shares[example.name] = float(stored["share"])
+    return shares, failed
 
 
 def _measure_all(

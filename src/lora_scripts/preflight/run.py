@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from lora_scripts.config import RunConfig, Size
 from lora_scripts.data.dataset import Dataset
 from lora_scripts.preflight.check_captions import CutCaption, check_captions
+from lora_scripts.preflight.check_masks import check_masks
 from lora_scripts.preflight.check_pictures import check_pictures
+from lora_scripts.preflight.check_regularization import check_regularization
 from lora_scripts.preflight.check_shapes import check_shapes
 from lora_scripts.preflight.findings import Finding, Prediction, Report
 from lora_scripts.preflight.gather import DataFacts, Progress, gather
@@ -67,7 +69,12 @@ def preflight(
 
 
 def _data_findings(config: RunConfig, facts: DataFacts, cut: CutCaption | None) -> list[Finding]:
-    return [*check_pictures(facts), *check_captions(facts, config, cut)]
+    return [
+        *check_pictures(facts),
+        *check_captions(facts, config, cut),
+        *check_regularization(facts, config),
+        *check_masks(facts, config),
+    ]
 
 
 def _resources(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.data.dataset import Dataset, Example
+from lora_scripts.data.sampler import mean_uses
 from lora_scripts.errors import DataError
 from lora_scripts.models.recognise import read_json
-from lora_scripts.report.facts import HardThumbnail, Measurement, ReportFacts, Thumbnail
+from lora_scripts.report.facts import FolderRow, HardThumbnail, Measurement, ReportFacts, Thumbnail
 from lora_scripts.report.usage import use_folder
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def build_report(config: RunConfig, outcome: Outcome, measurements: Sequence[Mea
     facts = ReportFacts(
         name=config.name,
         words=config.words,
-        num_examples=len(outcome.dataset.examples),
+        num_examples=sum(not each.is_regularization for each in outcome.dataset.examples),
         left_out=[(item.name, item.reason) for item in outcome.dataset.left_out],
         measurements=measurements,
         check=outcome.check,
@@ -52,10 +53,11 @@ def build_report(config: RunConfig, outcome: Outcome, measurements: Sequence[Mea
 def _of_pictures(facts: ReportFacts, config: RunConfig, outcome: Outcome) -> ReportFacts:
     dataset = outcome.dataset
     assert isinstance(dataset, Dataset)
-    trigger = f"{config.trigger_word}, " if config.trigger_word else ""
+    trigger = f"{config.triggers[0]}, " if config.triggers else ""
     return replace(
         facts,
-        trigger=config.trigger_word or "",
+        trigger=", ".join(config.triggers),
+        folders=_folders(dataset),
         thumbnails=_thumbnails(dataset),
         bucket_counts={f"{width}x{height}": count for (width, height), count in dataset.bucket_counts.items()},
         worst_fitted=[
@@ -101,9 +103,26 @@ def _curves_command(config: RunConfig) -> tuple[str, str]:
     return "look at the curves", f"tensorboard --logdir {config.output_dir / 'logs'} --port 6006"
 
 
+def _folders(dataset: Dataset) -> list[FolderRow]:
+    """What came from where; nothing to tell of a single folder."""
+    uses = dict(zip((each.name for each in dataset.examples), mean_uses(dataset.examples), strict=True))
+    rows = [
+        FolderRow(
+            source.name,
+            len(examples),
+            sum(uses[each.name] for each in examples),
+            source.trigger_word or "",
+            source.weight,
+            source.regularization,
+        )
+        for source, examples in dataset.by_folder()
+    ]
+    return rows if len(rows) > 1 else []
+
+
 def _thumbnails(dataset: Dataset) -> list[Thumbnail]:
     """The first pictures of the data set."""
-    found = (_thumbnail(example) for example in dataset.examples[:MOST_THUMBNAILS])
+    found = (_thumbnail(example) for example in dataset.learnt[:MOST_THUMBNAILS])
     return [small for small in found if small is not None]
 
 
@@ -117,4 +136,5 @@ def _thumbnail(example: Example) -> Thumbnail | None:
     except DataError:
         return None
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    return Thumbnail(image, example.name, example.caption)
+    more = f" (and {len(example.more_captions)} more captions)" if example.more_captions else ""
+    return Thumbnail(image, example.name, example.caption + more)

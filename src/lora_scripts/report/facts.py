@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lora_scripts.choosing.rule import StepScore
     from lora_scripts.preflight.findings import Report
 
-__all__ = ["HardThumbnail", "Measurement", "ReportFacts", "Thumbnail"]
+__all__ = ["FolderRow", "HardThumbnail", "Measurement", "ReportFacts", "Thumbnail"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,24 @@ class Thumbnail:
     image: Image
     name: str
     caption: str
+
+
+@dataclass(frozen=True)
+class FolderRow:
+    """One folder of the data set.
+
+    Attributes:
+        uses: of its pictures in an epoch, on average.
+        weight: how much each counts in the loss.
+        regularization: whether they are for that.
+    """
+
+    name: str
+    pictures: int
+    uses: float
+    trigger: str = ""
+    weight: float = 1.0
+    regularization: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +76,7 @@ class ReportFacts:
         weight: the weight proposed for prompts.
         use: how to use the finished files. Default: in prompts for pictures, with name, trigger and weight.
         num_examples: pictures or dialogues that trained. Default: as many as there are captions.
+        folders: where the pictures come from; empty for one folder.
         left_out: (name, reason) of what did not train.
         bucket_counts: "512x768" -> pictures.
         check: what was found before the run.
@@ -82,6 +101,7 @@ class ReportFacts:
     use: Usage | None = None
     num_examples: int | None = None
     thumbnails: Sequence[Thumbnail] = ()
+    folders: Sequence[FolderRow] = ()
     left_out: Sequence[tuple[str, str]] = ()
     bucket_counts: Mapping[str, int] = field(default_factory=dict)
     measurements: Sequence[Measurement] = ()

@@ -15,7 +15,7 @@ from lora_scripts.report.markup import Child, Html, el, sentence, zh
 from lora_scripts.report.parts import lines, more, section, table, thumbnail
 
 if TYPE_CHECKING:
-    from lora_scripts.report.facts import ReportFacts
+    from lora_scripts.report.facts import FolderRow, ReportFacts
     from lora_scripts.training.record import RunHistory
     from lora_scripts.words import Words
 
@@ -141,6 +141,8 @@ def data(history: RunHistory, report: ReportFacts) -> Html | None:
         parts.append(el("h3", f"Left out: {count(len(report.left_out))}", zh("未参与训练")))
         parts.append(table([words.example.capitalize(), "Reason"], rows))
         parts.append(more(len(report.left_out) - len(rows)))
+    if report.folders:
+        parts += [el("h3", "Folders", zh("文件夹")), _folders(report.folders)]
     if report.bucket_counts:
         parts += [el("h3", "Shapes", zh("尺寸分组")), _buckets(report.bucket_counts)]
     thumbnails = report.thumbnails[:_MAX_THUMBNAILS]
@@ -160,6 +162,21 @@ def data(history: RunHistory, report: ReportFacts) -> Html | None:
     if lead and report.left_out:
         lead += f", {count(len(report.left_out))} left out"
     return section("data", "Data", "训练数据", *parts, lead=f"{lead}." if lead else "")
+
+
+def _folders(folders: Sequence[FolderRow]) -> Html:
+    rows = [
+        [
+            row.name,
+            "regularization" if row.regularization else "to be learnt",
+            count(row.pictures),
+            count(round(row.uses)),
+            row.trigger or "-",
+            f"{row.weight:g}",
+        ]
+        for row in folders
+    ]
+    return table(["Folder", "For", "Pictures", "Uses per epoch", "Trigger word", "Weight in the loss"], rows)
 
 
 def _buckets(counts: Mapping[str, int]) -> Html:

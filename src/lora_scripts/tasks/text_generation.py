@@ -91,7 +91,7 @@ class TextGeneration:
     def _require_examples(self, whole: DialogueBatches) -> None:
         if not whole.examples:
             raise DataError(
-                f"train_data_dir: {self._config.train_data_dir}: no row has anything to learn:\n"
+                f"train_data_dir: {self._config.data_dir}: no row has anything to learn:\n"
                 + "\n".join(f"  {item.name}: {item.reason}" for item in whole.dataset.left_out[:20])
             )
 

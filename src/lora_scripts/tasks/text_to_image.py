@@ -10,14 +10,17 @@ from lora_scripts.choosing.clip import find_clip
 from lora_scripts.config import RunConfig, Size
 from lora_scripts.data.cache import EncodingCache, cache_folder
 from lora_scripts.data.captions import CaptionSettings
-from lora_scripts.data.dataset import Dataset, open_dataset, require_folder
+from lora_scripts.data.dataset import Dataset, Example, open_dataset
 from lora_scripts.data.encoded import encode_all
+from lora_scripts.data.folders import PictureSource, require_folders
 from lora_scripts.data.outlined import OutlinedPictures
+from lora_scripts.data.sampler import total_uses
 from lora_scripts.data.split import split
 from lora_scripts.families import num_parameters
 from lora_scripts.finish import Finish
 from lora_scripts.preflight.before_run import check_before_run
 from lora_scripts.preflight.model_step import LoadedModel
+from lora_scripts.preflight.wording import count
 from lora_scripts.previews import Previews, preview_requests
 from lora_scripts.tasks.protocol import DataOutline, Finishing, Prepared, Previewing, Progress, Run
 
@@ -40,7 +43,7 @@ class TextToImage:
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        require_folder(config)
+        require_folders(config)
         self._clip = find_clip(config)  # judges the pictures when all is done; a wrong name is told now
         self._resolution: Size = (0, 0)
         self._dataset = Dataset(())
@@ -66,6 +69,7 @@ class TextToImage:
             flip=config.flip,
             num_workers=4 if config.num_workers == "auto" else config.num_workers,
             progress=progress,
+            empty_masks=config.masked_weight_outside > 0,
         )
         for line in [*data.dataset.notes[len(dataset.notes) :], *data.dataset.summary()]:
             events.note(line)
@@ -94,7 +98,20 @@ class TextToImage:
 
     def facts(self) -> Sequence[tuple[str, str]]:
         buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self._dataset.bucket_counts.items())
-        return [("pictures", f"{len(self._dataset.examples)} ({buckets})")]
+        learnt = [(source, found) for source, found in self._dataset.by_folder() if not source.regularization]
+        others = [(source, found) for source, found in self._dataset.by_folder() if source.regularization]
+        facts = [("pictures", f"{len(self._dataset.examples)} ({buckets})")]
+        if len(learnt) > 1:
+            facts.append(("folders", "; ".join(_described(*folder) for folder in learnt)))
+        if others:
+            uses = total_uses(self._dataset.learnt)
+            told = "; ".join(_described(*folder) for folder in others)
+            facts.append(("regularization", f"{told}: {uses} uses an epoch, as many as of the others"))
+        if self._config.masked_loss != "none":
+            masked = sum(example.mask is not None for example in self._dataset.examples)
+            outside = f"what they leave out counts {self._config.masked_weight_outside:g}"
+            facts.append(("masks", f"of {masked} of {count(len(self._dataset.learnt), 'picture')}, {outside}"))
+        return facts
 
     def settings(self) -> dict[str, Any]:
         return {"resolution": f"{self._resolution[0]}x{self._resolution[1]}"}
@@ -112,3 +129,15 @@ class TextToImage:
         if self._clip is None:
             return None
         return ByPictures(run, self._clip, run_state, cast("Previews", previews), self._resolution)
+
+
+def _described(source: PictureSource, examples: Sequence[Example]) -> str:
+    """A folder in the head of the log."""
+    uses = sum(each.repeats for each in examples)
+    parts = [
+        f"{source.name}: {count(len(examples), 'picture')}",
+        f"{uses} uses an epoch" if uses != len(examples) and not source.regularization else "",
+        f"trigger word {source.trigger_word}" if source.trigger_word else "",
+        f"weight {source.weight:g}" if source.weight != 1 or source.regularization else "",
+    ]
+    return ", ".join(filter(None, parts))

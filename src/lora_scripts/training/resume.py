@@ -35,7 +35,7 @@ __all__ = ["FREE_TO_CHANGE", "Resumable", "identity"]
 
 FREE_TO_CHANGE = frozenset(
     {
-        "train_data_dir", "metadata_path", "exclude", "cache_dir", "base_model", "base_loras", "allow_download", "device", "num_workers",
+        "train_data_dir", "folders", "mask_dir", "metadata_path", "caption_per_line", "exclude", "cache_dir", "base_model", "base_loras", "allow_download", "device", "num_workers",
         "gradient_checkpointing", "output_dir", "output_name", "save_steps", "keep_checkpoints", "log_steps",
         "save_precision", "metadata_level", "description", "sample_prompts", "sample_every", "sample_negative_prompt",
         "sample_steps", "sample_guidance", "sample_seed", "sample_tokens", "epochs", "max_steps", "keep", "clip_model", "effective_batch",

@@ -38,13 +38,13 @@ def test_shuffling_keeps_the_front_and_all_parts() -> None:
 
 def test_all_texts_that_training_asks_for_were_encoded_ahead() -> None:
     possible = set(SETTINGS.possible([CAPTION, "a dog"]))
-    asked = {SETTINGS.pick(text, f"{epoch}/0/{text}") for text in (CAPTION, "a dog") for epoch in range(300)}
+    asked = {SETTINGS.pick([text], f"{epoch}/0/{text}") for text in (CAPTION, "a dog") for epoch in range(300)}
     assert asked <= possible
     assert len(asked & {shuffled(CAPTION, ",", 1, 7, v) for v in range(4)}) == 4
 
 
 def test_dropout_drops_its_share() -> None:
-    dropped = sum(SETTINGS.pick("a dog", f"{epoch}/0/x") == "" for epoch in range(2000))
+    dropped = sum(SETTINGS.pick(["a dog"], f"{epoch}/0/x") == "" for epoch in range(2000))
     assert 430 < dropped < 570
 
 

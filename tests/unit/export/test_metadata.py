@@ -116,7 +116,11 @@ def test_public_level_leaves_out_tags_and_folders_but_keeps_what_the_webui_needs
         "ss_network_alpha",
     ):
         assert texts[key]
-    assert set(file_metadata(FACTS)) - set(texts) == {"ss_tag_frequency", "ss_dataset_dirs"}
+    assert set(file_metadata(FACTS)) - set(texts) == {
+        "ss_tag_frequency",
+        "ss_dataset_dirs",
+        "ss_reg_dataset_dirs",
+    }
 
 
 @pytest.mark.fault(24)

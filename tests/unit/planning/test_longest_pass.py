@@ -21,6 +21,7 @@ class Text:
     cost: int
     shape: tuple[int, int] = (0, 0)
     repeats: int = 1
+    is_regularization: bool = False
     caption: str = ""
     digest: str = ""
 
