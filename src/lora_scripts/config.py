@@ -341,9 +341,9 @@ class TrainSettings(Section):
 class SpeedSettings(Section):
     """How steps are computed."""
 
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = False
     """Fuse the small operations of the model's blocks with torch.compile; the first step of every picture shape then takes seconds to minutes longer. auto: on a CUDA GPU, when the run is long enough to earn that back."""
-    cuda_graphs: bool | Literal["auto"] = "auto"
+    cuda_graphs: bool | Literal["auto"] = False
     """Start all kernels of a pass at once, instead of one by one from Python. auto: on a CUDA GPU wherever it is possible; true on a CPU runs the same code without the gain."""
     block_swap: Annotated[int, Field(ge=0, le=1024)] = 0
     """So many blocks of the frozen model stay in the computer's memory and are fetched while the ones before them compute; for models that do not fit otherwise. `lora-scripts plan` says how many it takes."""

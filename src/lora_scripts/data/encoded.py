@@ -108,13 +108,9 @@ class EncodedDataset:
             name: torch.stack([row[name] for row in rows]).to(device, non_blocking=True) for name in (rows[0] or {})
         }
         weights = [example.weight for example in examples]
-        return Batch(
-            tensors,
-            captions,
-            [s.key for s in samples],
-            [s.stratum for s in samples],
-            weights=None if set(weights) == {1.0} else weights,
-        )
+        if set(weights) != {1.0}:
+            tensors["weight"] = torch.tensor(weights).to(device, non_blocking=True)
+        return Batch(tensors, captions, [s.key for s in samples], [s.stratum for s in samples])
 
 
 @dataclass(frozen=True)

@@ -54,14 +54,14 @@ class Batch:
     """Examples of one shape, stacked, on the training device.
 
     Attributes:
-        tensors: encodings by name, each with a leading batch dimension B.
+        tensors: encodings by name, each with a leading batch dimension B; "weight" [B], by which the examples' losses count
+            in the total, where they do not all count alike.
         captions: the B captions, after shuffling and dropout; for what is trained and so cannot be encoded ahead.
         keys: the B names that random draws belong to; the same example in another epoch has another key.
         strata: the B parts of 0..1, as (start, width), that noise levels may be drawn from so that those of a whole
             optimizer step are spread evenly; None for independent draws.
         levels: B prescribed noise levels, each a share 0..1 of the trained range, for measurements; the noise is then
             plain. None in training.
-        weights: B factors by which the examples' losses count in the total; None where all count alike.
         filled: for a tensor whose rows differ in length, how much of each row is filled, from the front.
     """
 
@@ -70,7 +70,6 @@ class Batch:
     keys: Sequence[str]
     strata: Sequence[tuple[float, float]] | None = None
     levels: Sequence[float] | None = None
-    weights: Sequence[float] | None = None
     filled: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Batch:

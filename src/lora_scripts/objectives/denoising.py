@@ -155,7 +155,7 @@ class DenoisingObjective:
         normalised the mean of its mask, which makes its loss the weighted sum over the number of all latent pixels, as in
         kohya-ss/sd-scripts (`apply_masked_loss`) and OneTrainer.
         """
-        own = None if batch.weights is None else torch.tensor(batch.weights, device=self._device)
+        own = batch.tensors.get("weight")
         if "mask" not in batch.tensors or self._config.masked_normalize:
             return own
         covered = self._learnt(batch).mean(dim=(1, 2, 3))
