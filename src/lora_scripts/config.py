@@ -371,7 +371,7 @@ class LossSettings(Section):
     input_perturbation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Puts this much more noise on than is to be predicted (0.1 is its authors' advice), against errors that add up over the steps of rendering; 0 turns it off."""
     prior_preservation_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Holds what the model makes of `prior_prompt` to what the base model makes of it, so that a class does not turn into your subject; needs no further pictures. 1 is usual, 0 turns it off; a step takes about twice as long (docs/objectives.md)."""
+    """Holds what the model makes of `prior_prompt` to what the base model makes of it, so that a class does not turn into your subject; needs no further pictures. 1 is usual, 0 turns it off; a step takes 2.5 times as long (docs/objectives.md)."""
     prior_prompt: str | None = None
     """The class that stays as it was, without the trigger word: `a dog` where `a sks dog` is trained."""
     timestep_sampling: Literal["stratified", "uniform"] = "stratified"
