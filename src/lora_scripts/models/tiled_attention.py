@@ -41,14 +41,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ca
         q.device.type == "cpu"
         and q.dtype is torch.bfloat16
         and not torch.cpu._is_amx_tile_supported()  # there torch's kernel packs its products for the tiles
+        and not torch.compiler.is_compiling()
     )
     if tiles:
-        out: Tensor = tiled_attention(q, k, v, scale=scale, causal=causal)
-        return out
+        return tiled_attention(q, k, v, scale=scale, causal=causal)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal and q.shape[2] > 1, scale=scale)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def tiled_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = False) -> Tensor:
     """As `attention`, in tiles, with gradients to q, k and v."""
     assert not causal or q.shape[2] == k.shape[2], "a causal query is one of the keys"
