@@ -28,11 +28,14 @@ def loss_faults(config: RunConfig, inert: Callable[[str, str], None]) -> list[st
         faults.append(
             "prior_preservation_weight: needs prior_prompt, the class that is to stay as it was: prior_prompt: a dog, say."
         )
-    elif config.trigger_word and config.trigger_word.lower() in config.prior_prompt.lower():
-        faults.append(
-            f"prior_prompt: holds the trigger word {config.trigger_word!r}, and what it means would be kept from being learnt. "
+    else:
+        held = config.prior_prompt.lower()
+        faults += [
+            f"prior_prompt: holds the trigger word {word!r}, and what it means would be kept from being learnt. "
             "Write the class alone: a dog, where a sks dog is trained."
-        )
+            for word in config.triggers
+            if word.lower() in held
+        ]
     if config.min_timestep > config.max_timestep:
         faults.append(f"min_timestep: {config.min_timestep} is above max_timestep ({config.max_timestep}).")
     if config.zero_terminal_snr and config.prediction == "epsilon":

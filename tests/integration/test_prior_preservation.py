@@ -128,6 +128,16 @@ def test_planning_memory_leaves_nothing_empty_behind(settings: Settings) -> None
     assert [report.losses for report in planned.reports] == [report.losses for report in plain.reports]
 
 
+@pytest.mark.parametrize("speed", [{"cuda_graphs": True}, {"block_swap": 1}], ids=lambda speed: ",".join(speed))
+def test_settings_of_speed_change_nothing_in_it(settings: Settings, tmp_path: Path, speed: dict[str, Any]) -> None:
+    """Three passes share the buffers of a recording, or the memory that blocks visit."""
+    plain, other = (
+        train(settings(output_dir=str(tmp_path / name), buckets=False, **PRIOR, **changes))
+        for name, changes in (("plain", {}), ("other", speed))
+    )
+    assert [report.losses for report in other.reports] == [report.losses for report in plain.reports]
+
+
 def test_class_stays_nearer_to_the_base_model_and_the_subject_is_learnt(folders: dict[str, Path]) -> None:
     drift, learnt = {}, {}
     for weight in (0.0, 1.0):

@@ -100,6 +100,10 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
         ("prior_prompt: a cat", "has no effect because prior_preservation_weight is 0"),
         ("prior_preservation_weight: 1", "needs prior_prompt, the class"),
         ("prior_preservation_weight: 1\nprior_prompt: a SKS cat\ntrigger_word: sks", "holds the trigger word 'sks'"),
+        (
+            "prior_preservation_weight: 1\nprior_prompt: a sks cat\nfolders: [{path: b, trigger_word: sks}]",
+            "holds the trigger word 'sks'",
+        ),
         ("optimizer: prodigy\nlora_plus_ratio: 16", "lora_plus_ratio: prodigy finds one step size for all"),
         ("lora_plus_ratio: 0.5", "greater than or equal to 1"),
         ("adapter: dora\nlora_init: pissa", "lora_init: pissa is not possible with adapter: dora"),
