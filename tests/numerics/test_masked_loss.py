@@ -39,7 +39,8 @@ def case(weights: tuple[float, ...] | None = None) -> tuple[Tensor, Noised, Batc
     pixels[1, :, 5:23, 11:30] = 1
     predicted, target = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     mask = F.interpolate(pixels, size=(8, 8), mode="area")
-    batch = Batch({"mask": mask}, [""] * 3, KEYS, weights=weights)
+    own = {} if weights is None else {"weight": torch.tensor(weights)}
+    batch = Batch({"mask": mask, **own}, [""] * 3, KEYS)
     return predicted, Noised(predicted, target, torch.tensor([10, 500, 900])), batch, pixels
 
 
