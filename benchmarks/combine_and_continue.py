@@ -203,12 +203,16 @@ def go_on(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, dic
         }
         curves: dict[str, dict[str, Reading]] = {}
         for name, (pictures, steps, saves, more) in runs.items():
-            train(folder, name, folder / pictures, seed, steps, options, trigger=options.style, **GOING_ON, **more)
-            curves[name] = {}
-            for step in saves:
-                file = folder / name / f"checkpoint-{step}" / f"{name}-{step}.safetensors"
-                curves[name][str(step)], images = judged(file, seed, options)
-            sheet({f"{name}, step {steps}": images[:8]}).save(folder / f"{name}.png")
+            part = folder / f"{name}.json"
+            if not part.is_file():
+                train(folder, name, folder / pictures, seed, steps, options, trigger=options.style, **(GOING_ON | more))
+                readings = {}
+                for step in saves:
+                    file = folder / name / f"checkpoint-{step}" / f"{name}-{step}.safetensors"
+                    readings[str(step)], images = judged(file, seed, options)
+                sheet({f"{name}, step {steps}": images[:8]}).save(folder / f"{name}.png")
+                part.write_text(json.dumps(readings) + "\n", "utf-8")
+            curves[name] = json.loads(part.read_text("utf-8"))
         kept.write_text(json.dumps(curves) + "\n", "utf-8")
     result: dict[str, dict[str, Reading]] = json.loads(kept.read_text("utf-8"))
     return result
