@@ -431,11 +431,12 @@ def combined_tables(combined: Mapping[tuple[str, int], Mapping[str, Mapping[str,
 
 
 TITLES = {
+    "older": "older LoRA as it is",
     "short": f"from scratch, {SHORT_STEPS} steps",
     "continued": f"continued, {SHORT_STEPS} steps",
     "gently": f"continued at half the rate, {SHORT_STEPS} steps",
 }
-"""Of the runs that are held against the one from scratch."""
+"""Of what is held against the run from scratch."""
 
 
 def continued_table(
@@ -444,7 +445,7 @@ def continued_table(
     """Scores by seed, then differences to the run from scratch by seed and over all seeds."""
     if not continued:
         return []
-    scores = {"older": "older LoRA", "scratch": f"from scratch, {SCRATCH_STEPS} steps", **TITLES}
+    scores = {"scratch": f"from scratch, {SCRATCH_STEPS} steps", **TITLES}
     ends = {seed: {name: curve[max(curve, key=int)] for name, curve in c.items()} for seed, c in continued.items()}
 
     def table(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
@@ -471,6 +472,8 @@ def continued_table(
             change, error = difference(ends[seed][name]["style"], goal)
             first = reached(curves[name], goal)
             told = "not reached" if first is None else f"reached at {first} ({first / SCRATCH_STEPS:.0%})"
+            if name == "older" and first is not None:
+                told = "reached before the first step"
             rows[str(seed)].append(f"{100 * change:+.1f} ± {100 * error:.1f}, {told}")
     rows["**all**"] = []
     for name in TITLES:
