@@ -420,12 +420,13 @@ def combined_tables(combined: Mapping[tuple[str, int], Mapping[str, Mapping[str,
         "",
         f"Means over {len(combined)} pairs of LoRAs, 32 prompts each: `STYLE, {NAME}` in every place at every time of day. Pair by pair, at {WEIGHT} each:",
         "",
-        f"| style | seed | read as the style | subject read as {SUBJECT} | {COLOUR} {SUBJECT} | both in one picture | style alone, at {WEIGHT}: read as the style |",
-        "|---|---|---|---|---|---|---|",
+        f"| style | seed | read as the style | subject read as {SUBJECT} | {COLOUR} {SUBJECT} | both in one picture | style alone, at {WEIGHT}: read as the style | character alone, at {WEIGHT}: {COLOUR} {SUBJECT} |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (style, seed), results in combined.items():
         cells = [percent(results["both, at 0.7 each"][what]) for what in ("style", "subject", "character", "both")]
         cells.append(percent(results["style alone, at 0.7"]["style"]))
+        cells.append(percent(results["character alone, at 0.7"]["character"]))
         lines.append(f"| {style} | {seed} | {' | '.join(cells)} |")
     return [*lines, ""]
 
