@@ -54,8 +54,8 @@ GOING_ON = {
     "learning_rate": 2 * HALF_RATE,
     "target_modules": ["to_q", "to_k", "to_v", "to_out.0"],
 }
-"""As in `style_vs_diffusers.py`. The demo's rank, rate and layers take the style near to its ceiling in some 100 steps:
-there 60 % of the steps do as well from scratch, and nothing is left to save."""
+"""As in `style_vs_diffusers.py`. The demo's rank, rate and layers take the style near to its ceiling in 60 % of the steps
+from scratch, and leave little to save."""
 CONTINUED_SAVES = range(SAVE_STEPS, SHORT_STEPS + 1, SAVE_STEPS)
 PAIRS = [("ink wash", 11), ("watercolour", 12), ("pixel art", 13)]
 """Styles in which a purple elephant is still purple; a blueprint or a woodcut has no colour of its own."""
