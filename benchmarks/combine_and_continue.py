@@ -1,13 +1,14 @@
 """Whether two LoRAs work at once, and whether going on from an older LoRA saves steps; by judges that training never sees.
 
-    python benchmarks/combine_and_continue.py [--seeds 11 12 13] [--style "ink wash"] [--update-docs]
+    python benchmarks/combine_and_continue.py [--pairs "ink wash:11" watercolour:12] [--seeds 31 32] [--update-docs]
 
 Combined: a LoRA of a style and one of a character are trained each on its own, then rendered alone and together at 0.7 each,
 with the same prompts and seeds. The character is a purple elephant that captions call "momo", a word that the base model does
 not know; a style judge reads the style, another network with heads of its own the subject and its colour.
 
-Continued: an older LoRA is trained on half of the pictures, half as long. A run that goes on from it and one from scratch, on
-all pictures, are then rendered at every saved step.
+Continued: the older LoRA is finished, trained on half of the pictures for as many steps as the run from scratch on all of
+them. The run that goes on from it has 60 % of those steps on all pictures, its schedule ending there. Beside it a run from
+scratch of the same 60 %: what that reaches too was not saved by going on.
 
 Whatever is finished is kept under --out, so the same command again goes on where it stopped.
 """
@@ -43,8 +44,22 @@ WEIGHT = 0.7
 NUM_PICTURES = 24
 COMBINED_STEPS, COMBINED_BATCH = 400, 8
 """Of the two LoRAs that are combined: as in the demo."""
-SCRATCH_STEPS, SHORT_STEPS, SAVE_STEPS, BATCH = 320, 192, 32, 4
-"""Of the runs that are compared; the one that goes on gets 60 % of the steps."""
+SCRATCH_STEPS, SHORT_STEPS, SAVE_STEPS, BATCH = 320, 192, 96, 4
+"""Of the runs that are compared; the one that goes on gets 60 % of the steps, saved at 30 and 60 %."""
+HALF_RATE = 5e-4
+GOING_ON = {
+    "batch_size": BATCH,
+    "save_steps": SAVE_STEPS,
+    "lora_rank": 8,
+    "learning_rate": 2 * HALF_RATE,
+    "target_modules": ["to_q", "to_k", "to_v", "to_out.0"],
+}
+"""As in `style_vs_diffusers.py`. The demo's rank, rate and layers take the style near to its ceiling in 60 % of the steps
+from scratch, and leave little to save."""
+CONTINUED_SAVES = range(SAVE_STEPS, SHORT_STEPS + 1, SAVE_STEPS)
+PAIRS = [("ink wash", 11), ("watercolour", 12), ("pixel art", 13)]
+"""Styles in which a purple elephant is still purple; a blueprint or a woodcut has no colour of its own."""
+SEEDS = [31, 32, 33, 34]
 QUICK = 10
 """Denoising steps where every saved step is rendered; elsewhere 20."""
 CONDITIONS: Mapping[str, tuple[float, float]] = {
@@ -64,7 +79,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     setup = describe(options)
     keep_setup(out / "setup.json", setup)
-    combined = [combine(out / f"combined-{seed}", seed, options) for seed in options.seeds[: options.pairs]]
+    combined = {
+        (style, seed): combine(out / f"combined-{style.replace(' ', '_')}-{seed}", style, seed, options)
+        for style, seed in options.pairs
+    }
     continued = {seed: go_on(out / f"continued-{seed}", seed, options) for seed in options.seeds}
     text = tables(setup, combined, continued)
     (out / "results.md").write_text(text, "utf-8")
@@ -77,10 +95,17 @@ def parse_options() -> argparse.Namespace:
     from lora_scripts.builtin.world import STYLES
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--style", default="ink wash", choices=STYLES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[11, 12, 13], help="of pictures, training and prompts")
-    parser.add_argument("--pairs", type=int, default=3, help="of LoRAs to combine, with the first so many seeds")
-    parser.add_argument("--prompts", type=int, default=20, help="pictures rendered and read per saved step")
+
+    def pair(text: str) -> tuple[str, int]:
+        style, _, seed = text.partition(":")
+        if style not in STYLES or not seed.isdecimal():
+            raise argparse.ArgumentTypeError(f"{text}: write STYLE:SEED; styles: {', '.join(STYLES)}")
+        return style, int(seed)
+
+    parser.add_argument("--pairs", nargs="*", type=pair, default=PAIRS, help="STYLE:SEED of the LoRAs to combine")
+    parser.add_argument("--style", default="ink wash", choices=STYLES, help="of the runs that go on")
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS, help="of their pictures, training and prompts")
+    parser.add_argument("--prompts", type=int, default=48, help="pictures rendered and read per saved step")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "combine_and_continue")
     parser.add_argument("--update-docs", action="store_true", help=f"put the tables into {DOCS.relative_to(ROOT)}")
@@ -101,35 +126,37 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
 # Two LoRAs at once ----------------------------------------------------------------------------------------------------
 
 
-def combine(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+def combine(folder: Path, style: str, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Condition -> what the judges read, after training both LoRAs; an earlier result is taken as it is."""
     kept = folder / "result.json"
     if not kept.is_file():
-        draw_pictures(folder / "style", seed, style=options.style)
+        draw_pictures(folder / "style", seed, style=style)
         draw_pictures(folder / "character", seed + 500)
-        style = train(folder, "style", folder / "style", seed, COMBINED_STEPS, options, trigger=options.style)
-        character = train(folder, "character", folder / "character", seed, COMBINED_STEPS, options, trigger=NAME)
-        kept.write_text(json.dumps(measure_combined(folder, style, character, seed, options), indent=1) + "\n", "utf-8")
+        files = [
+            train(folder, name, folder / name, seed, COMBINED_STEPS, options, trigger=trigger)
+            for name, trigger in (("style", style), ("character", NAME))
+        ]
+        kept.write_text(json.dumps(measure_combined(folder, files, style, seed, options), indent=1) + "\n", "utf-8")
     result: dict[str, dict[str, float]] = json.loads(kept.read_text("utf-8"))
     return result
 
 
 def measure_combined(
-    folder: Path, style: Path, character: Path, seed: int, options: argparse.Namespace
+    folder: Path, files: Sequence[Path], style: str, seed: int, options: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
     from lora_scripts.builtin.judges import load_judges
     from lora_scripts.builtin.world import PLACES, TIMES
 
-    prompts = [f"{options.style}, {NAME} {where(place)} {when(time)}" for place in PLACES for time in TIMES]
+    prompts = [f"{style}, {NAME} {where(place)} {when(time)}" for place in PLACES for time in TIMES]
     judges, results, rows = load_judges(), {}, {}
     for title, weights in CONDITIONS.items():
-        images = rendered(prompts, list(zip((style, character), weights, strict=True)), seed, options)
+        images = rendered(prompts, list(zip(files, weights, strict=True)), seed, options)
         looks, read = judges.style_probabilities(images), judges.read_attributes(images)
-        styled = [max(look, key=look.__getitem__) == options.style for look in looks]
+        styled = [max(look, key=look.__getitem__) == style for look in looks]
         known = [each["subject"] == SUBJECT and each["colour"] == COLOUR for each in read]
         results[title] = {
             "style": statistics.fmean(styled),
-            "style probability": statistics.fmean(look[options.style] for look in looks),
+            "style probability": statistics.fmean(look[style] for look in looks),
             "subject": statistics.fmean(each["subject"] == SUBJECT for each in read),
             "character": statistics.fmean(known),
             "both": statistics.fmean(a and b for a, b in zip(styled, known, strict=True)),
@@ -150,59 +177,98 @@ def when(time: str) -> str:
 # Going on from an older LoRA ------------------------------------------------------------------------------------------
 
 
-def go_on(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Run -> saved step -> probability of the style per prompt; an earlier result is taken as it is."""
+Reading = dict[str, list[float]]
+"""Per prompt the probability of the style, and the share of the prompted attributes that were read as prompted."""
+
+
+def go_on(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, dict[str, Reading]]:
+    """Run -> saved step -> what the judges read; an earlier result is taken as it is."""
     kept = folder / "result.json"
     if not kept.is_file():
         draw_pictures(folder / "all", seed, style=options.style)
-        shutil.rmtree(folder / "half", ignore_errors=True)
-        (folder / "half").mkdir()
-        rows = list(csv.reader((folder / "all" / "metadata.csv").open(encoding="utf-8")))[: 1 + NUM_PICTURES // 2]
-        for name, _ in rows[1:]:
-            shutil.copy(folder / "all" / name, folder / "half" / name)
-        write_captions(folder / "half", rows[1:])
-        few = {"batch_size": BATCH, "save_steps": SAVE_STEPS}
-        older = train(folder, "older", folder / "half", seed, SCRATCH_STEPS // 2, options, trigger=options.style, **few)
-        runs: dict[str, tuple[int, dict[str, Any]]] = {
-            "scratch": (SCRATCH_STEPS, {}),
-            "continued": (SHORT_STEPS, {"init_lora_weights": str(older)}),
+        first_half(folder / "all", folder / "half")
+        # Every run has the same settings but for these.
+        older = folder / "older" / "older.safetensors"
+        runs: dict[str, tuple[str, int, Sequence[int], dict[str, Any]]] = {
+            "older": ("half", SCRATCH_STEPS, [SCRATCH_STEPS], {}),
+            "scratch": ("all", SCRATCH_STEPS, [SCRATCH_STEPS], {}),
+            "short": ("all", SHORT_STEPS, [SHORT_STEPS], {}),
+            "continued": ("all", SHORT_STEPS, CONTINUED_SAVES, {"init_lora_weights": str(older)}),
+            "gently": (
+                "all",
+                SHORT_STEPS,
+                [SHORT_STEPS],
+                {"init_lora_weights": str(older), "learning_rate": HALF_RATE},
+            ),
         }
-        order = list(runs) if seed % 2 else list(runs)[::-1]  # whoever trains first changes from seed to seed
-        curves: dict[str, dict[str, list[float]]] = {"older": {"": judged(older, seed, options)[0]}}
-        for name in order:
-            steps, more = runs[name]
-            train(folder, name, folder / "all", seed, steps, options, trigger=options.style, **few, **more)
-            curves[name] = {}
-            for step in range(SAVE_STEPS, steps + 1, SAVE_STEPS):
-                file = folder / name / f"checkpoint-{step}" / f"{name}-{step}.safetensors"
-                curves[name][str(step)], images = judged(file, seed, options)
-                if step == steps:
-                    sheet({f"{name}, step {step}": images[:8]}).save(folder / f"{name}.png")
+        curves: dict[str, dict[str, Reading]] = {}
+        for name, (pictures, steps, saves, more) in runs.items():
+            part = folder / f"{name}.json"
+            if not part.is_file():
+                train(folder, name, folder / pictures, seed, steps, options, trigger=options.style, **(GOING_ON | more))
+                readings = {}
+                for step in saves:
+                    file = folder / name / f"checkpoint-{step}" / f"{name}-{step}.safetensors"
+                    readings[str(step)], images = judged(file, seed, options)
+                sheet({f"{name}, step {steps}": images[:8]}).save(folder / f"{name}.png")
+                part.write_text(json.dumps(readings) + "\n", "utf-8")
+            curves[name] = json.loads(part.read_text("utf-8"))
         kept.write_text(json.dumps(curves) + "\n", "utf-8")
-    result: dict[str, dict[str, list[float]]] = json.loads(kept.read_text("utf-8"))
+    result: dict[str, dict[str, Reading]] = json.loads(kept.read_text("utf-8"))
     return result
 
 
-def judged(file: Path, seed: int, options: argparse.Namespace) -> tuple[list[float], list[Image]]:
-    """Per prompt the probability of the style, and the pictures; scenes that were not trained."""
+def first_half(pictures: Path, folder: Path) -> None:
+    """The first half of a folder's pictures with their captions, in a folder of their own."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    rows = list(csv.reader((pictures / "metadata.csv").open(encoding="utf-8")))[1 : 1 + NUM_PICTURES // 2]
+    for name, _ in rows:
+        shutil.copy(pictures / name, folder / name)
+    write_captions(folder, rows)
+
+
+def judged(file: Path, seed: int, options: argparse.Namespace) -> tuple[Reading, list[Image]]:
+    """What the judges read in pictures of scenes that were not trained, and the pictures."""
     import numpy as np
 
     from lora_scripts.builtin.judges import load_judges
     from lora_scripts.builtin.world import caption, random_scene
 
     rng = np.random.default_rng(seed + 1_000_003)
-    prompts = [f"{options.style}, {caption(random_scene(rng), rng)}" for _ in range(options.prompts)]
+    scenes = [random_scene(rng) for _ in range(options.prompts)]
+    prompts = [f"{options.style}, {caption(scene, rng)}" for scene in scenes]
     images = rendered(prompts, [(file, 1.0)], seed, options, QUICK)
-    return [look[options.style] for look in load_judges().style_probabilities(images)], images
+    judges = load_judges()
+    reading = {
+        "style": [look[options.style] for look in judges.style_probabilities(images)],
+        "attributes": [
+            statistics.fmean(read[kind] == getattr(scene, kind) for kind in read)
+            for read, scene in zip(judges.read_attributes(images), scenes, strict=True)
+        ],
+    }
+    return reading, images
 
 
-def reached(curve: Mapping[str, Sequence[float]], goal: Sequence[float]) -> int | None:
-    """The first saved step whose style is not below the goal by more than the standard error of the paired difference."""
-    for step, values in curve.items():
-        changes = [a - b for a, b in zip(values, goal, strict=True)]
-        if statistics.fmean(changes) >= -statistics.stdev(changes) / math.sqrt(len(changes)):
-            return int(step)
-    return None
+def difference(values: Sequence[float], goal: Sequence[float]) -> tuple[float, float]:
+    """The mean of the paired differences, and its standard error."""
+    changes = [a - b for a, b in zip(values, goal, strict=True)]
+    return statistics.fmean(changes), statistics.stdev(changes) / math.sqrt(len(changes))
+
+
+def reached(curve: Mapping[str, Reading], goal: Sequence[float]) -> int | None:
+    """The first saved step from which on the style is never below the goal by more than the standard error.
+
+    The difference is paired, prompt by prompt. None: the last step is below.
+    """
+    first = None
+    for step, reading in sorted(curve.items(), key=lambda item: int(item[0])):
+        mean, error = difference(reading["style"], goal)
+        if mean < -error:
+            first = None
+        elif first is None:
+            first = int(step)
+    return first
 
 
 # Pictures, training, rendering ----------------------------------------------------------------------------------------
@@ -244,12 +310,12 @@ def train(
     trigger: str,
     **more: Any,
 ) -> Path:
-    """The finished file of a run with the demo's settings, trained in a process of its own as a user does."""
+    """The finished file of a run with the demo's settings but for `more`, trained in a process of its own as a user does."""
     import yaml
 
     from lora_scripts.demo import demo_config
 
-    values = demo_config(folder, options.style, seed).model_dump(mode="json", exclude_unset=True)
+    values = demo_config(folder, trigger, seed).model_dump(mode="json", exclude_unset=True)
     values |= {
         "train_data_dir": str(pictures),
         "metadata_path": str(pictures / "metadata.csv"),
@@ -329,51 +395,107 @@ def sheet(rows: Mapping[str, Sequence[Image]]) -> Image:
 
 def tables(
     setup: Mapping[str, Any],
-    combined: Sequence[Mapping[str, Mapping[str, float]]],
-    continued: Mapping[int, Mapping[str, Mapping[str, Sequence[float]]]],
+    combined: Mapping[tuple[str, int], Mapping[str, Mapping[str, float]]],
+    continued: Mapping[int, Mapping[str, Mapping[str, Reading]]],
 ) -> str:
     """The figures as Markdown."""
-    style = setup["style"]
+    lines = [*combined_tables(combined), *continued_table(setup, continued)]
+    lines += [f"{setup['machine']}, {', '.join(f'{name} {number}' for name, number in setup['versions'].items())}."]
+    return "\n".join(lines) + "\n"
+
+
+def combined_tables(combined: Mapping[tuple[str, int], Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """One row per set of LoRAs at work as means over the pairs, then one row per pair."""
+    if not combined:
+        return []
+    columns = ("style", "style probability", "subject", "character", "both")
     lines = [
-        f"| LoRAs at work | read as {style} | probability of {style} | subject read as {SUBJECT} | {COLOUR} {SUBJECT} | both in one picture |",
+        f"| LoRAs at work | read as the style | probability of the style | subject read as {SUBJECT} | {COLOUR} {SUBJECT} | both in one picture |",
         "|---|---|---|---|---|---|",
     ]
     for title in CONDITIONS:
-        means = [
-            statistics.fmean(each[title][what] for each in combined)
-            for what in ("style", "style probability", "subject", "character", "both")
-        ]
+        means = [statistics.fmean(each[title][what] for each in combined.values()) for what in columns]
         lines.append(f"| {title} | {' | '.join(percent(mean) for mean in means)} |")
-    count = len(combined)
     lines += [
         "",
-        f"Means over {count} pair{'' if count == 1 else 's'} of LoRAs, 32 prompts each: `{style}, {NAME}` in every place at every time of day.",
+        f"Means over {len(combined)} pairs of LoRAs, 32 prompts each: `STYLE, {NAME}` in every place at every time of day. Pair by pair, at {WEIGHT} each:",
         "",
-        f"| seed | older LoRA | from scratch, step {SCRATCH_STEPS} | reached at step | continued, step {SHORT_STEPS} | reached at step | share of the steps |",
-        "|---|---|---|---|---|---|---|",
+        f"| style | seed | read as the style | subject read as {SUBJECT} | {COLOUR} {SUBJECT} | both in one picture | style alone, at {WEIGHT}: read as the style | character alone, at {WEIGHT}: {COLOUR} {SUBJECT} |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    for (style, seed), results in combined.items():
+        cells = [percent(results["both, at 0.7 each"][what]) for what in ("style", "subject", "character", "both")]
+        cells.append(percent(results["style alone, at 0.7"]["style"]))
+        cells.append(percent(results["character alone, at 0.7"]["character"]))
+        lines.append(f"| {style} | {seed} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+TITLES = {
+    "older": "older LoRA as it is",
+    "short": f"from scratch, {SHORT_STEPS} steps",
+    "continued": f"continued, {SHORT_STEPS} steps",
+    "gently": f"continued at half the rate, {SHORT_STEPS} steps",
+}
+"""Of what is held against the run from scratch."""
+
+
+def continued_table(
+    setup: Mapping[str, Any], continued: Mapping[int, Mapping[str, Mapping[str, Reading]]]
+) -> list[str]:
+    """Scores by seed, then differences to the run from scratch by seed and over all seeds."""
+    if not continued:
+        return []
+    scores = {"scratch": f"from scratch, {SCRATCH_STEPS} steps", **TITLES}
+    ends = {seed: {name: curve[max(curve, key=int)] for name, curve in c.items()} for seed, c in continued.items()}
+
+    def table(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+        lines = [f"| seed | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+        return [*lines, *(f"| {seed} | {' | '.join(cells)} |" for seed, cells in rows.items()), ""]
+
+    def mean(reading: Reading, what: str) -> str:
+        return percent(statistics.fmean(reading[what]))
+
+    lines = table(
+        list(scores.values()),
+        {str(seed): [mean(end[name], "style") for name in scores] for seed, end in ends.items()},
+    )
+    lines += [
+        f"Probability of {setup['style']} over {setup['prompts']} prompts that were not trained. Less the run from scratch of {SCRATCH_STEPS} "
+        "steps, in points, with the standard error of the paired difference; and the step from which on it is never below by more than that:",
+        "",
+    ]
+    rows: dict[str, list[str]] = {}
     for seed, curves in continued.items():
-        goal = curves["scratch"][str(SCRATCH_STEPS)]
-        first, second = reached(curves["scratch"], goal), reached(curves["continued"], goal)
-        assert first is not None
-        share = "-" if second is None else f"{second / first:.0%}"
-        cells = [
-            percent(statistics.fmean(curves["older"][""])),
-            percent(statistics.fmean(goal)),
-            str(first),
-            percent(statistics.fmean(curves["continued"][str(SHORT_STEPS)])),
-            "not" if second is None else str(second),
-            share,
-        ]
-        lines.append(f"| {seed} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Probability of {style} over {setup['prompts']} prompts that were not trained. Reached: not below the last step from scratch by "
-        f"more than the standard error of the difference, prompt by prompt; saved every {SAVE_STEPS} steps.",
-        "",
-        f"{setup['machine']}, {', '.join(f'{name} {number}' for name, number in setup['versions'].items())}.",
-    ]
-    return "\n".join(lines) + "\n"
+        goal = ends[seed]["scratch"]["style"]
+        rows[str(seed)] = []
+        for name in TITLES:
+            change, error = difference(ends[seed][name]["style"], goal)
+            first = reached(curves[name], goal)
+            told = "not reached" if first is None else f"reached at {first} ({first / SCRATCH_STEPS:.0%})"
+            if name == "older" and first is not None:
+                told = "reached before the first step"
+            rows[str(seed)].append(f"{100 * change:+.1f} ± {100 * error:.1f}, {told}")
+    rows["**all**"] = []
+    for name in TITLES:
+        changes = [difference(end[name]["style"], end["scratch"]["style"])[0] for end in ends.values()]
+        held = sum(reached(c[name], ends[seed]["scratch"]["style"]) is not None for seed, c in continued.items())
+        rows["**all**"].append(f"{over_seeds(changes)}, reached in {held} of {len(continued)}")
+    lines += table(list(TITLES.values()), rows)
+    lines += ["Prompted attributes (subject, colour, place, time, count) read right:", ""]
+    lines += table(
+        list(scores.values()),
+        {str(seed): [mean(end[name], "attributes") for name in scores] for seed, end in ends.items()},
+    )
+    return lines
+
+
+def over_seeds(changes: Sequence[float]) -> str:
+    """The mean in points, with the standard error over the seeds."""
+    mean = f"{100 * statistics.fmean(changes):+.1f}"
+    if len(changes) < 2:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(changes) / math.sqrt(len(changes)):.1f}"
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ its own change alone, to be used together with the LoRAs beneath it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.errors import ConfigError
+from lora_scripts.lora_content import content_digest, content_files
 
 if TYPE_CHECKING:
     from lora_scripts.config import RunConfig
@@ -58,7 +59,7 @@ def find_base_loras(config: RunConfig) -> list[LoRABeneath]:
     found: list[LoRABeneath] = []
     faults = []
     for entry, lora in enumerate(config.base_loras, 1):
-        files = list(_content(lora.path))
+        files = list(content_files(lora.path))
         twice = next((other for other in found if other.path.resolve() == lora.path.resolve()), None)
         if not files:
             what = "no LoRA in this folder" if lora.path.is_dir() else "no such LoRA file or folder"
@@ -69,27 +70,10 @@ def find_base_loras(config: RunConfig) -> list[LoRABeneath]:
                 f"{twice.weight + lora.weight:g} for both together."
             )
         else:
-            found.append(LoRABeneath(entry, lora.path, lora.weight, _digest(files)))
+            found.append(LoRABeneath(entry, lora.path, lora.weight, content_digest(files)))
     if faults:
         raise ConfigError(faults)
     return found
-
-
-def _content(path: Path) -> Iterator[Path]:
-    """The files that decide what a LoRA does: its tensors, and for a folder the settings that hold its scales."""
-    if path.is_file():
-        yield path
-    elif path.is_dir():
-        yield from sorted(file for file in path.rglob("*.safetensors"))
-        yield from sorted(file for file in path.rglob("adapter_config.json"))
-
-
-def _digest(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
 
 
 def with_base_loras(source: BaseModel, loras: Sequence[LoRABeneath]) -> BaseModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.adapter_files.for_model import open_for_model
 from lora_scripts.adapters.taking_over import bring_over, tell_brought_over
 from lora_scripts.errors import ModelError
+from lora_scripts.lora_content import content_digest, content_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +20,27 @@ if TYPE_CHECKING:
     from lora_scripts.adapters.taking_over import BroughtOver
     from lora_scripts.adapters.weights import LayerChange
 
-__all__ = ["go_on_from", "open_for_init"]
+__all__ = ["go_on_from", "older_digest", "open_for_init", "seed_of_draws"]
+
+
+def older_digest(path: Path | None) -> str | None:
+    """What stands for the content of `init_lora_weights`; None where a run begins from scratch."""
+    return None if path is None else content_digest(list(content_files(path)))
+
+
+def seed_of_draws(seed: int, digest: str | None) -> int:
+    """The seed of noise, noise levels and order: the run's own, or on going on one of its own for every older LoRA.
+
+    With the run's own seed, which most users leave at its default, the older LoRA's pictures would come with the very noise
+    that it has been trained on already, and on the same data the whole older run would be played again.
+
+    Args:
+        seed: the run's.
+        digest: of what `init_lora_weights` holds, see `lora_content`; None for a run from scratch.
+    """
+    if digest is None:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{digest}".encode(), digest_size=7).digest(), "little")
 
 
 def open_for_init(path: Path, layers: Mapping[str, tuple[int, ...]]) -> AdapterFile:

@@ -76,6 +76,7 @@ def run(
     from lora_scripts.devices import choose_device, choose_dtype
     from lora_scripts.families import family_class, num_parameters
     from lora_scripts.folding import fold_base_loras
+    from lora_scripts.going_on import older_digest, seed_of_draws
     from lora_scripts.hard_examples import hard_examples, named
     from lora_scripts.judging import make_judge
     from lora_scripts.models.source import resolve_base_model
@@ -123,7 +124,8 @@ def run(
     config = fitted.config
     if fitted.summary:
         events.note(f"Memory: {fitted.summary}.", "info" if fitted.fits else "warning")
-    plan = StepPlan.of(data.examples, config.step_size, config.seed)
+    older = older_digest(config.init_lora_weights)
+    plan = StepPlan.of(data.examples, config.step_size, seed_of_draws(config.seed, older))
     max_steps = config.max_steps or (config.epochs or 10) * plan.steps_per_epoch
     groups = parameter_groups(adapter, lambda component: _rate(config, component), config.lora_plus_ratio)
     optimizer = make_optimizer(config.optimizer, groups, OptimizerSettings(weight_decay=config.weight_decay))
@@ -140,7 +142,7 @@ def run(
     previews = task.previews(this)
     finishing = task.finishing(this, previews)
     run_state = Resumable(
-        config, source, prepared.listing, adapter, optimizer, scaler, max_steps, dtype, finishing, beneath
+        config, source, prepared.listing, adapter, optimizer, scaler, max_steps, dtype, finishing, beneath, older
     )
     with processes.first_goes_ahead():
         state = run_state.restore(events)

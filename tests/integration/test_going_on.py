@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from helpers.seen import train
+from helpers.seen import StopAfter, train
 from helpers.tiny_causal_lms import probe, tiny_model
 from lora_scripts.adapters.loha_weights import LoHaTensors
 from lora_scripts.adapters.lora import Adapter, attach
 from lora_scripts.adapters.weights import FullTensors, LayerChange, LoRATensors
 from lora_scripts.attaching import go_on_from, open_for_init
-from lora_scripts.errors import ModelError
+from lora_scripts.errors import ModelError, ResumeError
 from lora_scripts.export.names import kohya_file_names, layer_shapes
 from lora_scripts.export.writer import write_lora
+from lora_scripts.training.events import Listener
 from unit.sampling.tiny_sd import random_lora, tiny_parts
 
 Settings = Callable[..., dict[str, Any]]
@@ -190,3 +191,43 @@ def test_language_run_goes_on_from_a_dora_of_peft(tmp_path: Path, mine: str) -> 
     else:
         assert "4 layers of a DoRA brought to rank 4 by SVD" in told[0]
         assert (logits - wanted).norm() < 0.7 * (plain_logits - wanted).norm()
+
+
+def losses_of(values: dict[str, Any], *more: Listener) -> list[float]:
+    return [loss for report in train(values, *more).reports for loss in report.losses]
+
+
+def test_run_that_goes_on_does_not_replay_the_noise_of_the_older_run(settings: Settings, tmp_path: Path) -> None:
+    # At this rate hardly any weight moves, so the losses tell the noise and the order alone.
+    still = settings(learning_rate=1e-7, log_steps=1, save_precision="fp32")
+
+    def into(folder: str, **more: Any) -> dict[str, Any]:
+        return still | {"output_dir": str(tmp_path / folder / "run")} | more
+
+    first, again = losses_of(into("first")), losses_of(into("again"))
+    older = tmp_path / "first" / "run" / "run.safetensors"
+    second = losses_of(into("second", init_lora_weights=str(older)))
+    assert first == again
+    assert len(first) == len(second) == 6
+    assert all(abs(a - b) > 1e-5 for a, b in zip(first, second, strict=True))
+
+
+def test_run_that_goes_on_and_was_stopped_resumes_to_the_same_bits(settings: Settings, tmp_path: Path) -> None:
+    older = file_of(tmp_path / "older.safetensors", {QUERY: plain(QUERY)})
+    changes = {"init_lora_weights": str(older), "lora_dropout": 0.1, "save_precision": "fp32"}
+    whole, broken = (settings(output_dir=str(tmp_path / name / "run"), **changes) for name in "ab")
+    train(whole)
+    assert len(losses_of(broken, StopAfter(3))) == 3
+    train(broken)
+    left, right = (load_file(Path(values["output_dir"]) / "run.safetensors") for values in (whole, broken))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_changed_file_to_go_on_from_is_refused_on_resume(settings: Settings, tmp_path: Path) -> None:
+    older = file_of(tmp_path / "older.safetensors", {QUERY: plain(QUERY)})
+    values = settings(init_lora_weights=str(older), max_steps=2)
+    train(values)
+    file_of(older, {QUERY: plain(QUERY, alpha=4.0)})
+    with pytest.raises(ResumeError, match=r'LoRA to go on from: was "sha256 .*is now "sha256'):
+        train(values)

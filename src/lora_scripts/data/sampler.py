@@ -55,6 +55,9 @@ class StepPlan:
     epoch goes on with the others. A step holds `step_size` uses, of one bucket where possible; what is
     left over in the buckets at the end of an epoch is put together into mixed steps, so nothing is dropped. Micro-batches
     are cut from a step afterwards: batch 4 and 2 x 2 accumulated see the same steps.
+
+    Attributes:
+        seed: what order and strata follow from; noise follows from it too.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class StepPlan:
         """
         assert len(names) == len(buckets) == len(repeats) > len(set(regularization))
         self._names, self._buckets, self._repeats = list(names), list(buckets), list(repeats)
-        self._step_size, self._seed = step_size, seed
+        self._step_size, self.seed = step_size, seed
         others = set(regularization)
         self._learnt = [(i, r) for i in range(len(names)) if i not in others for r in range(repeats[i])]
         self._others = [(i, r) for i in sorted(others) for r in range(repeats[i])]
@@ -95,7 +98,7 @@ class StepPlan:
         """All steps of one epoch, in order."""
         uses = [Sample(index, f"{number}/{repeat}/{self._names[index]}") for index, repeat in self._learnt]
         uses += self._regularization(number)
-        uses.sort(key=lambda use: fraction(self._seed, "order", use.key))
+        uses.sort(key=lambda use: fraction(self.seed, "order", use.key))
         by_bucket: dict[Size, list[Sample]] = {}
         steps = []
         for use in uses:
@@ -108,7 +111,7 @@ class StepPlan:
         rest = [left[start : start + self._step_size] for start in range(0, len(left), self._step_size)]
         # Mixed steps are spread over the epoch, so that they are not always its end.
         for step in rest:
-            place = int(fraction(self._seed, "place", number, step[0].key) * (len(steps) + 1))
+            place = int(fraction(self.seed, "place", number, step[0].key) * (len(steps) + 1))
             steps.insert(place, step)
         return [self._spread(step) for step in steps]
 
@@ -125,7 +128,7 @@ class StepPlan:
 
     def _spread(self, step: Sequence[Sample]) -> list[Sample]:
         """The uses of a step, each with an equal part of 0..1; the parts are turned by a random amount in every step."""
-        turn = fraction(self._seed, "stratum", step[0].key)
+        turn = fraction(self.seed, "stratum", step[0].key)
         width = 1 / len(step)
         return [replace(use, stratum=((place * width + turn) % 1.0, width)) for place, use in enumerate(step)]
 

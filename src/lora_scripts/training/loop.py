@@ -121,7 +121,7 @@ def train(
     Raises:
         TrainingError: loss or gradients failed again and again, also with a lower rate; the checkpoints stay.
     """
-    draws = Draws(config.seed)
+    draws = Draws(plan.seed)
     warmup_steps = resolve_warmup(config.warmup_steps, max_steps)
     parameters = list(adapter.parameters())
     throughput = ThroughputMeter(family, device)

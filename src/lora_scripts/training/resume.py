@@ -58,6 +58,7 @@ def identity(
     max_steps: int,
     dtype: torch.dtype,
     beneath: Sequence[LoRABeneath] = (),
+    older_digest: str | None = None,
 ) -> dict[str, Any]:
     """All that must be equal for a resumed run to be the unbroken one."""
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_TO_CHANGE}
@@ -68,6 +69,7 @@ def identity(
         "steps in all": max_steps,
         "base model": source.own_fingerprint,
         **{f"base LoRA {lora.entry}": f"weight {lora.weight:g}, sha256 {lora.digest[:16]}" for lora in beneath},
+        **({"LoRA to go on from": f"sha256 {older_digest[:16]}"} if older_digest else {}),
         config.words.data: dict(dataset.identity()),
     }
 
@@ -87,10 +89,11 @@ class Resumable:
         dtype: torch.dtype,
         writer: Writer,
         beneath: Sequence[LoRABeneath] = (),
+        older_digest: str | None = None,
     ) -> None:
         self._config, self._adapter, self._optimizer = config, adapter, optimizer
         self._scaler, self._writer = scaler, writer
-        self._identity = identity(config, source, dataset, max_steps, dtype, beneath)
+        self._identity = identity(config, source, dataset, max_steps, dtype, beneath, older_digest)
 
     def restore(self, events: Events) -> LoopState:
         """The state to go on from: the newest whole checkpoint's, or a fresh one.
