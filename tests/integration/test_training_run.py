@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -279,3 +280,29 @@ def test_file_in_place_of_the_output_folder_is_said(settings: Settings, tmp_path
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(DataError, match=r"output_dir: .*cannot be written"):
         train(settings())
+
+
+def written_before(folder: Path, *settings: str) -> None:
+    """Makes a checkpoint what a version wrote that did not know these settings."""
+    state = json.loads((folder / "state.json").read_text("utf-8"))
+    for setting in settings:
+        del state["identity"][setting]
+    content = json.dumps(state).encode()
+    (folder / "state.json").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    manifest["files"]["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+
+
+def test_checkpoint_that_lacks_newer_settings_goes_on_with_their_defaults(settings: Settings, tmp_path: Path) -> None:
+    values = settings(max_steps=4, save_steps=2)
+    train(values, StopAfter(2))
+    written_before(Path(values["output_dir"]) / "checkpoint-2", "ema_decay", "masked_loss")
+    with pytest.raises(ResumeError, match=r"ema_decay: was 0\.0, is now 0\.9"):
+        train(values | {"ema_decay": 0.9})
+    seen = Losses()
+    train(values, seen)
+    assert any("Resuming after step 2" in note for note in seen.notes)
+    unbroken = settings(max_steps=4, save_steps=2, output_dir=str(tmp_path / "unbroken" / "run"))
+    train(unbroken)
+    assert equal(weights(values), weights(unbroken))

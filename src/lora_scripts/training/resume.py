@@ -74,6 +74,15 @@ def identity(
     }
 
 
+def _settings_by_default() -> dict[str, Any]:
+    """Settings that change what is trained, as they are where nobody writes them.
+
+    A checkpoint of an older version lacks those that are newer; by default they leave a run as it was.
+    """
+    settings = RunConfig.model_construct().model_dump(mode="json")
+    return {key: value for key, value in settings.items() if key not in FREE_TO_CHANGE}
+
+
 class Resumable:
     """A run's moving parts, and how they go to disk and come back."""
 
@@ -110,7 +119,8 @@ class Resumable:
             return LoopState(checkpointing=checkpointing)
         folder = output_dir / f"checkpoint-{checkpoint.step}"
         loras = [path for path in folder.iterdir() if path.stem.endswith(f"-{checkpoint.step}")]
-        refuse_differences(checkpoint.identity, self._identity, output_dir, loras[0] if loras else None)
+        saved = {**_settings_by_default(), **checkpoint.identity}
+        refuse_differences(saved, self._identity, output_dir, loras[0] if loras else None)
         self._adapter.load_state_dict(checkpoint.adapter)
         load_optimizer_state(self._optimizer, checkpoint.optimizer_tensors, checkpoint.optimizer_state)
         state = LoopState(**{**checkpoint.loop, "checkpointing": checkpointing})
