@@ -27,10 +27,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from style_vs_diffusers import keep_setup, percent
+from style_vs_diffusers import keep_setup
 from suite import DOCS, ROOT  # which makes src importable
 from suite.machine import processor
-from suite.telling import update_docs
+from suite.telling import percent, update_docs
 
 STYLES = ("ink wash", "blueprint", "watercolour")
 NUM_PICTURES, NUM_OVERTRAINED, NUM_HELD_OUT = 24, 12, 4

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +77,24 @@ def wanted(options: argparse.Namespace, names: list[str]) -> list[str]:
     return [] if options.only_told else [name for name in names if name in (options.contest or names)]
 
 
+def hold_all(
+    options: argparse.Namespace, contests: Mapping[str, Any], device: str, keep_one: Any, hold: Callable[[Any], Any]
+) -> str:
+    """Holds the contests that are wanted and keeps each result at once; why one that has none has none."""
+    if device.startswith("cuda") and not has_gpu():
+        return "no GPU"
+    for name in wanted(options, list(contests)):
+        print(f"{name}: {contests[name].title}", flush=True)
+        keep_one(name, hold(contests[name]))
+    return "not run"
+
+
 def pictures(options: argparse.Namespace, found: dict[str, Any], keep_one: Any, device: str = "cpu") -> str:
     from suite.pictures import cpu_contests, gpu_contests, hold, tell
 
     contests = cpu_contests(options.tiny) if options.suite == "cpu" else gpu_contests(device, options.tiny)
-    reason = "not run"
-    if device.startswith("cuda") and not has_gpu():
-        reason = "no GPU"
-    else:
-        for name in wanted(options, list(contests)):
-            print(f"{name}: {contests[name].title}", flush=True)
-            keep_one(name, hold(contests[name], options.peers, options.out.resolve() / "work", options))
+    place = options.out.resolve() / "work"
+    reason = hold_all(options, contests, device, keep_one, lambda each: hold(each, options.peers, place, options))
     return tell(contests, found, reason)
 
 
@@ -107,13 +114,8 @@ def label(options: argparse.Namespace, found: dict[str, Any], keep_one: Any, dev
     from suite.captions import caption_contests, hold, tell
 
     contests = caption_contests(device, options.tiny)
-    reason = "not run"
-    if device.startswith("cuda") and not has_gpu():
-        reason = "no GPU"
-    else:
-        for name in wanted(options, list(contests)):
-            print(f"{name}: {contests[name].title}", flush=True)
-            keep_one(name, hold(contests[name], options.out.resolve() / "work", options))
+    place = options.out.resolve() / "work"
+    reason = hold_all(options, contests, device, keep_one, lambda each: hold(each, place, options))
     return tell(contests, found, reason)
 
 

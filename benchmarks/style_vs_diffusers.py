@@ -27,7 +27,7 @@ from typing import Any
 
 from suite import DOCS, ROOT, STAND_INS  # which makes src importable
 from suite.machine import processor
-from suite.telling import update_docs
+from suite.telling import percent, update_docs
 
 RUN_EXAMPLE = STAND_INS / "run_example.py"
 BASE_MODEL = "builtin:mini-sd"
@@ -356,10 +356,6 @@ def measure(folder: Path, style: str, seed: int, options: argparse.Namespace) ->
 
 
 # Telling --------------------------------------------------------------------------------------------------------------
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def tables(setup: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str:

@@ -53,3 +53,8 @@ def update_docs(text: str, name: str) -> None:
     before, rest = page.split(start)
     DOCS.write_text(f"{before}{start}\n{text}{end}{rest.split(end)[1]}", "utf-8")
     print(f"{DOCS}: updated")
+
+
+def percent(share: float) -> str:
+    """A share as tables have it: "84.4 %"."""
+    return f"{100 * share:.1f} %"

@@ -1,7 +1,7 @@
 """Every setting of a run, declared once: type, default, bounds and explanation.
 
 The YAML is flat; the groups below exist for readers of this file, of the settings page and of forms, which are all made
-from the schema of `RunConfig`. Rules between settings are checked here too, before any weight is read.
+from the schema of `RunConfig`. Rules between settings (`run_rules.py`) are checked with them, before any weight is read.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from lora_scripts.adapter_rules import adapter_faults
-from lora_scripts.data_rules import data_faults
-from lora_scripts.loss_rules import loss_faults
-from lora_scripts.speed_rules import speed_faults
+from lora_scripts.run_rules import run_faults
 from lora_scripts.words import Words, words_of
 
 __all__ = ["RunConfig", "Size", "parse_size"]
@@ -26,38 +23,8 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 LossType = Literal["l2", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 DEFAULT_BATCH = 4
-MAX_NAME_BYTES = 240
-"""File systems allow 255; a few more are needed while a file is written."""
-RESERVED_NAMES = frozenset(
-    {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
-)
 Size = tuple[int, int]
 """Width and height in pixels."""
-PICTURES_ONLY = frozenset(
-    {
-        "folders", "masked_loss", "mask_dir", "masked_weight_outside", "masked_normalize", "metadata_path", "resolution", "buckets", "bucket_step", "max_aspect", "upscale", "flip", "trigger_word",
-        "caption_per_line", "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
-        "zero_terminal_snr", "clip_skip", "vae_precision", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
-        "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
-        "metadata_level", "cuda_graphs", "debiased_estimation", "loss_type", "huber_c", "huber_schedule", "pyramid_noise_iterations",
-        "pyramid_noise_discount", "input_perturbation", "prior_preservation_weight", "prior_prompt", "conv_rank", "conv_alpha", "preset", "export_as", "sample_negative_prompt", "sample_steps", "sample_guidance",
-    }
-)  # fmt: skip
-DIALOGUES_ONLY = frozenset(
-    {
-        "max_length",
-        "train_on",
-        "system_prompt",
-        "packing",
-        "validation_dialogues",
-        "sample_tokens",
-        "quantization",
-        "objective",
-        "preference_beta",
-    }
-)
-FOR_OTHER_TASKS = {"text-to-image": DIALOGUES_ONLY, "text-generation": PICTURES_ONLY}
-"""Task -> settings that can have no effect in it."""
 
 
 def parse_size(value: Any) -> Any:
@@ -470,81 +437,7 @@ class RunConfig(
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
-        written = self.model_fields_set
-        faults = []
-
-        def inert(setting: str, reason: str) -> None:
-            if setting in written:
-                faults.append(f"{setting}: has no effect because {reason}. Remove it or change the other setting.")
-
-        for setting in sorted(written & FOR_OTHER_TASKS[self.task_type]):
-            inert(setting, f"task_type is {self.task_type}")
-        if self.objective == "sft":
-            inert("preference_beta", "objective is sft")
-        else:
-            inert("train_on", f"objective is {self.objective}, which compares answers")
-        if not self.train_text_encoder and self.text_encoder_learning_rate is not None:
-            inert("text_encoder_learning_rate", "train_text_encoder is false")
-        if not self.caption_shuffle:
-            inert("caption_keep", "caption_shuffle is false")
-            inert("caption_variants", "caption_shuffle is false")
-            inert("caption_separator", "caption_shuffle is false")
-        elif self.train_text_encoder:
-            inert("caption_variants", "train_text_encoder is true and captions are shuffled without a cache")
-        if self.lr_scheduler != "cosine_with_restarts":
-            inert("lr_cycles", f"lr_scheduler is {self.lr_scheduler}")
-        if self.lr_scheduler == "constant" and self.warmup_steps not in ("auto", 0):
-            inert("warmup_steps", "lr_scheduler is constant; constant_with_warmup has a warm-up")
-        if self.ema_decay and self.optimizer == "adamw_schedulefree":
-            faults.append("ema_decay: adamw_schedulefree averages the weights by itself. Remove one of them.")
-        if not self.buckets:
-            inert("bucket_step", "buckets is false")
-            inert("max_aspect", "buckets is false")
-        faults += data_faults(self, inert)
-        faults += adapter_faults(self, inert)
-        faults += loss_faults(self, inert)
-        if self.lora_init == "pissa" and self.init_lora_weights is not None:
-            faults.append("lora_init: pissa: the matrices begin as in init_lora_weights. Remove one of them.")
-        if self.lora_init == "pissa" and self.quantization != "none":
-            faults.append(
-                f"lora_init: pissa: not with quantization: {self.quantization}. What it promises there needs the rest of each "
-                "weight to be quantised in place of the weight, which is not done here. Remove one of them."
-            )
-        faults += speed_faults(self)
-        if self.sample_every == 0:
-            for setting in (
-                "sample_prompts",
-                "sample_negative_prompt",
-                "sample_steps",
-                "sample_guidance",
-                "sample_seed",
-            ):
-                inert(setting, "sample_every is 0")
-        if self.keep == "last":
-            inert("clip_model", "keep is last")
-        if self.num_held_out == 0:
-            inert("validate_every", f"validation_{self.words.examples} is 0")
-        if self.num_held_out == 0 or self.validate_every == 0:
-            inert("early_stopping", "the validation loss is off")
-        if self.batch_size != "auto":
-            inert("effective_batch", "batch_size is a number, times gradient_accumulation_steps, not auto")
-            if self.gradient_checkpointing != "auto":
-                inert("memory_limit_gb", "neither batch_size nor gradient_checkpointing is auto")
-        elif self.effective_batch is not None:
-            inert("gradient_accumulation_steps", "effective_batch says how many pictures a step has")
-        if self.max_steps is not None and "epochs" in written and self.epochs is not None:
-            pass  # documented: max_steps wins
-        if isinstance(self.warmup_steps, int) and self.max_steps is not None and self.warmup_steps >= self.max_steps:
-            faults.append(f"warmup_steps: {self.warmup_steps} is not below max_steps ({self.max_steps}).")
-        if self.output_name is not None and not re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]+", self.output_name):
-            faults.append(f"output_name: {self.output_name!r} holds characters that a file name cannot have.")
-        if len(f"{self.name}-9999999.safetensors".encode()) > MAX_NAME_BYTES:
-            faults.append(
-                f"output_name: {self.name[:20]!r}... is too long for a file name; 70 Chinese or 200 Latin characters fit."
-            )
-        if self.name.split(".")[0].upper() in RESERVED_NAMES:
-            faults.append(f"output_name: {self.name!r} is a name that Windows keeps for devices. Choose another one.")
-        if faults:
+        if faults := run_faults(self):
             raise ValueError("\n".join(faults))
         return self
 

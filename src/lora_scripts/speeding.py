@@ -42,10 +42,9 @@ def choose_speed(
         steps: still to do.
         step_seconds: of one of them, uncompiled; None where it was not measured.
     """
-    return Speed(
-        _compiled(config, family, data, device, steps, step_seconds, events),
-        _graphs(config, family, device, events),
-    )
+    num_shapes = len({example.shape for example in data.examples}) if family.few_shapes else 1
+    compiled = _compiled(config, family, num_shapes, device, steps * (step_seconds or 0.0), events)
+    return Speed(compiled, _graphs(config, family, device, events))
 
 
 def keep_at_hand(data: TrainingData, device: torch.device) -> TrainingData:
@@ -61,17 +60,15 @@ def keep_at_hand(data: TrainingData, device: torch.device) -> TrainingData:
 def _compiled(
     config: RunConfig,
     family: ModelFamily,
-    data: TrainingData,
+    num_shapes: int,
     device: torch.device,
-    steps: int,
-    step_seconds: float | None,
+    seconds_left: float,
     events: Events,
 ) -> CompiledParts | None:
     if config.compile is False or config.block_swap or (config.compile == "auto" and device.type != "cuda"):
         return None
-    shapes = len({example.shape for example in data.examples}) if family.few_shapes else 1
-    costs = COMPILING_S + SHAPE_S * shapes
-    if config.compile == "auto" and steps * (step_seconds or 0.0) * COMPILED_SAVES < costs:
+    costs = COMPILING_S + SHAPE_S * num_shapes
+    if config.compile == "auto" and seconds_left * COMPILED_SAVES < costs:
         return None
     from lora_scripts.training.compiling import CompiledParts, compiler_fault, use_lasting_cache
 
@@ -84,8 +81,8 @@ def _compiled(
         events.note(f"compile: nothing can be compiled here ({fault}); the run goes on without.", "warning")
         return None
     events.note(
-        f"Compiling {len(parts)} parts of the model: the first step of each of {shapes} "
-        f"shape{'' if shapes == 1 else 's'} takes longer, less so when the same was compiled here before."
+        f"Compiling {len(parts)} parts of the model: the first step of each of {num_shapes} "
+        f"shape{'' if num_shapes == 1 else 's'} takes longer, less so when the same was compiled here before."
     )
     return CompiledParts(parts, few_shapes=family.few_shapes)
 

@@ -8,7 +8,7 @@ Source: Khrapov et al. 2024, arXiv 2403.16728; forms, thresholds and defaults as
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -17,9 +17,9 @@ from lora_scripts.objectives.ddpm import NoiseSchedule, snr
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["HuberSchedule", "huber_thresholds", "pseudo_huber"]
+    from lora_scripts.config import HuberSchedule
 
-HuberSchedule: TypeAlias = Literal["constant", "exponential", "snr"]
+__all__ = ["huber_thresholds", "pseudo_huber"]
 
 
 def huber_thresholds(schedule: NoiseSchedule, timesteps: Tensor, c: float, kind: HuberSchedule) -> Tensor:

@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.config import FOR_OTHER_TASKS
 from lora_scripts.report.charts import Series, count, decimal, line_chart, power
 from lora_scripts.report.choice import step_table
 from lora_scripts.report.data_check import told_by_check
 from lora_scripts.report.markup import Child, Html, el, sentence, zh
 from lora_scripts.report.parts import lines, more, section, table, thumbnail
+from lora_scripts.run_rules import FOR_OTHER_TASKS
 
 if TYPE_CHECKING:
     from lora_scripts.report.facts import FolderRow, ReportFacts

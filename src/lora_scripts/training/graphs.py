@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lora_scripts.families.protocol import Batch, Loss
     from lora_scripts.training.events import Events
 
-__all__ = ["GraphFaultError", "StaticPasses"]
+__all__ = ["GraphFaultError", "GraphsOrPlain", "StaticPasses"]
 
 WARM_UPS = 2
 """Passes before recording: libraries choose their kernels and take their workspaces in them."""

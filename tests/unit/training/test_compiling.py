@@ -124,8 +124,14 @@ def test_outside_of_training_passes_nothing_runs_compiled(tmp_path: Path) -> Non
 
 
 def test_the_compiler_itself_gives_the_same_numbers(tmp_path: Path) -> None:
-    if fault := compiler_fault(torch.device("cpu")):
-        pytest.skip(f"nothing can be compiled here: {fault}")
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        pytest.skip("this machine has no C++ compiler")
+    assert compiler_fault(torch.device("cpu")) == ""
     family, adapter = family_with_adapter(tmp_path)
     batches = [family.drawn(picture_batch("a"), DRAWS)]
     expected = passes(family, adapter, batches, None)
