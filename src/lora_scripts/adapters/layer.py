@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_scripts.models.frozen_linear import PLAIN_LINEAR, product
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
@@ -46,7 +48,7 @@ class AdapterLayer(nn.Module):
         self.base = base.requires_grad_(False)
         self.rank, self.alpha, self.dropout, self.strength = rank, alpha, dropout, 1.0
         # A subclass (a quantised layer, say) may multiply in its own way: then it is called as it is.
-        self._plain = type(base) in (nn.Linear, nn.Conv2d)
+        self._plain = type(base) in (*PLAIN_LINEAR, nn.Conv2d)
 
     def _trained(self, *shape: int) -> nn.Parameter:
         """A float32 parameter of zeros on the base's device."""
@@ -151,7 +153,7 @@ def switched_off(models: Iterable[nn.Module]) -> AbstractContextManager[None]:
 
 def applied(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x through a layer of this form with another weight, [out, in] or [out, in, k, k]."""
-    return layer._conv_forward(x, weight, bias) if isinstance(layer, nn.Conv2d) else F.linear(x, weight, bias)
+    return layer._conv_forward(x, weight, bias) if isinstance(layer, nn.Conv2d) else product(x, weight, bias)
 
 
 def copied(tensor: Tensor) -> Tensor:

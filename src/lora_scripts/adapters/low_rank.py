@@ -21,9 +21,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from lora_scripts.models.frozen_linear import product
 
 __all__ = ["linear_low_rank"]
 
@@ -66,8 +67,8 @@ class _Linear(torch.autograd.Function):
         if start is not None:  # further rows of the same two products, so that they take no passes of their own
             A, B = torch.cat([A, start[0]]), torch.cat([B, -start[1]], dim=1)
         a, b_t = A.to(x.dtype), (B * scale).to(x.dtype).t().contiguous()
-        low_t = a @ x.t()
-        out = F.linear(x, weight, bias).addmm_(low_t.t(), b_t)
+        low_t = product(a, x)
+        out = product(x, weight, bias).addmm_(low_t.t(), b_t)
         ctx.save_for_backward(x, weight, a, b_t, low_t)
         return out
 
@@ -75,8 +76,8 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b_t, low_t = ctx.saved_tensors
-        grad_low_t = b_t @ grad.t()
-        grad_x = (grad @ weight).addmm_(grad_low_t.t(), a) if ctx.needs_input_grad[0] else None
-        grad_a = (grad_low_t[: ctx.rank] @ x).float()
-        grad_b = (low_t[: ctx.rank] @ grad).t().float().mul_(ctx.scale)
+        grad_low_t = product(b_t, grad)
+        grad_x = product(grad, weight.t()).addmm_(grad_low_t.t(), a) if ctx.needs_input_grad[0] else None
+        grad_a = product(grad_low_t[: ctx.rank], x.t()).float()
+        grad_b = product(low_t[: ctx.rank], grad.t()).t().float().mul_(ctx.scale)
         return grad_x, None, None, grad_a, grad_b, None, None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lora_scripts.adapters.layer import applied
+from lora_scripts.models.frozen_linear import product
 
 __all__ = ["whole_change"]
 
@@ -91,4 +92,5 @@ def _gradients(
         options = (layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups, mask)
         return torch.ops.aten.convolution_backward(grad, x, weight, None, *options)[:2]  # type: ignore[no-any-return]
     rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    return (grads @ weight).view(x.shape) if wants_x else None, grads.t() @ rows if wants_weight else None
+    of_x = product(grads, weight.t()).view(x.shape) if wants_x else None
+    return of_x, product(grads.t(), rows.t()) if wants_weight else None

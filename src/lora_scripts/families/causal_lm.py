@@ -23,6 +23,7 @@ from lora_scripts.dialogues.pair_batches import joined
 from lora_scripts.export.names import LANGUAGE_MODEL
 from lora_scripts.families.protocol import Batch, Loss, PassWork
 from lora_scripts.models.block_swap import swap_blocks
+from lora_scripts.models.frozen_linear import PLAIN_LINEAR
 from lora_scripts.models.language_model import (
     DEFAULT_MOST_TOKENS,
     load_language_model,
@@ -218,7 +219,7 @@ class CausalLanguageModel:
     def _head(self) -> Head | None:
         """The head where it is a plain frozen layer whose scores we can compute for some tokens alone."""
         layer = self.model.get_output_embeddings()
-        return Head.of(layer, self.model.config) if self._own_head and type(layer) is nn.Linear else None
+        return Head.of(layer, self.model.config) if self._own_head and type(layer) in PLAIN_LINEAR else None
 
     def _trained(self, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
         """[N] places (see `_hidden`) that the trained tokens are predicted from, [N] these tokens, and how many each text has."""

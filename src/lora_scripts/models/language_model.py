@@ -32,6 +32,8 @@ def load_language_model(folder: Path, name: str, dtype: torch.dtype | str, **opt
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from lora_scripts.models.frozen_linear import freeze_linears
+
     _refuse_quantised(folder, name)
     logging.set_verbosity_error()  # what it says of missing weights is an error below
     logging.disable_progress_bar()
@@ -54,6 +56,7 @@ def load_language_model(folder: Path, name: str, dtype: torch.dtype | str, **opt
             "Copy or download the whole model."
         )
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
+    freeze_linears(frozen)
     return frozen
 
 
@@ -68,6 +71,8 @@ def outline_language_model(folder: Path, name: str, dtype: torch.dtype | None = 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from lora_scripts.models.frozen_linear import freeze_linears
+
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
@@ -76,6 +81,7 @@ def outline_language_model(folder: Path, name: str, dtype: torch.dtype | None = 
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"base_model {name}: {_unusable(error)}") from None
+    freeze_linears(model)
     return model
 
 

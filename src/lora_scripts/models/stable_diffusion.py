@@ -13,6 +13,7 @@ from lora_scripts.errors import ModelError
 from lora_scripts.models.clip_tokenizer import find_tokenizer
 from lora_scripts.models.components import build_component, component_configs
 from lora_scripts.models.filling import fill
+from lora_scripts.models.frozen_linear import freeze_linears
 from lora_scripts.models.layout_names import Place
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.published import published_config
@@ -117,6 +118,8 @@ def _put_together(source: BaseModel, parts: Mapping[str, Any], scheduler: dict[s
     folder = source.path.parent if source.kind == "single_file" else source.path
     _check_fit(parts, source.name)
     use_tiled_attention(parts["unet"])
+    for module in parts.values():
+        freeze_linears(module)
     tokenizers = {}
     for part in LAYOUTS[source.family].texts:
         tokenizer = part.replace("text_encoder", "tokenizer")

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lora_scripts.models.frozen_linear import product
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -52,7 +54,7 @@ class Head:
 
     def scores(self, hidden: Tensor) -> Tensor:
         """[N,V] float32."""
-        scores = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        scores = product(hidden, self.weight, self.bias).float()
         if self.scale != 1.0:
             scores = scores * self.scale
         return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
@@ -104,4 +106,4 @@ def _gradient(change: Tensor, slope: Tensor | None, wanted: Tensor, head: Head, 
         change.mul_(slope)
     if head.scale != 1.0:
         change.mul_(head.scale)
-    return change.to(dtype) @ head.weight
+    return product(change.to(dtype), head.weight.t())
