@@ -51,8 +51,13 @@ def alike(title: str, work: Mapping[str, Any]) -> dict[str, Contest]:
 
 
 def cpu_contests(tiny: bool) -> dict[str, Contest]:
-    mini = Work("mini-sd", 128, 8, precision="bf16")
-    found = {"mini": Contest("builtin:mini-sd, 128 px, batch 8", mini, "diffusers")}
+    title = "builtin:mini-sd, 128 px, batch 8"
+    found = {
+        "mini": Contest(f"{title}, bf16", Work("mini-sd", 128, 8, precision="bf16"), "diffusers"),
+        "mini-fp32": Contest(
+            f"{title}, fp32, the default of both", Work("mini-sd", 128, 8, precision="fp32"), "diffusers"
+        ),
+    }
     if not tiny:
         full = alike("SD 1.5, 512 px, batch 1", {"family": "sd15", "side": 512, "batch_size": 1})
         found = {**{f"sd15-{name}": contest for name, contest in full.items()}, **found}

@@ -134,8 +134,9 @@ def write_full_size_blip(folder: Path, seed: int = 0, size: str = "base") -> Pat
     (folder / "vocab.txt").write_text("\n".join([*vocabulary, "[DEC]", "[ENC]"]), "utf-8")
     tokenizer = BertTokenizer.from_pretrained(folder, bos_token="[DEC]", additional_special_tokens=["[ENC]"])
     config = BlipConfig(
-        vision_config={**BLIP_VISION[size], "image_size": 384, "patch_size": 16},
+        vision_config={**BLIP_VISION[size], "image_size": 384, "patch_size": 16, "initializer_range": 0.02},
         text_config={
+            "initializer_range": 0.02,
             "vocab_size": 30_524,
             "encoder_hidden_size": BLIP_VISION[size]["hidden_size"],
             "num_attention_heads": 12,

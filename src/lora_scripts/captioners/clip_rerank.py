@@ -92,8 +92,7 @@ class ClipRanker:
     @torch.inference_mode()
     def embed_images(self, prepared: Sequence[Any]) -> Tensor:
         """[B,D] float32 of length one, of pictures that `prepare` made."""
-        weight = self.model.visual_projection.weight
-        pixels = torch.from_numpy(np.stack(prepared)).to(weight.device, weight.dtype)
+        pixels = torch.from_numpy(np.stack(prepared)).to(self.model.device, self.model.dtype)
         return _unit(self.model.get_image_features(pixel_values=pixels))
 
     @torch.inference_mode()
@@ -102,8 +101,7 @@ class ClipRanker:
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-        device = self.model.visual_projection.weight.device
-        tokens = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
+        tokens = {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
         return _unit(self.model.get_text_features(**tokens))
 
     @torch.inference_mode()
@@ -136,15 +134,15 @@ class MatchingRanker:
 
     @torch.inference_mode()
     def score(self, prepared: Sequence[Any], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        weight = self.model.itm_head.weight
+        device = self.model.device
         states = encode_images(
-            self.model.vision_model, torch.from_numpy(np.stack(prepared)).to(weight.device, weight.dtype)
+            self.model.vision_model, torch.from_numpy(np.stack(prepared)).to(device, self.model.dtype)
         )
         flat = [text for group in texts for text in group]
         tokens = self.tokenizer(flat, padding=True, truncation=True, max_length=MATCHING_TOKENS, return_tensors="pt")
         fused = self.model.text_encoder(
-            input_ids=tokens["input_ids"].to(weight.device),
-            attention_mask=tokens["attention_mask"].to(weight.device),
+            input_ids=tokens["input_ids"].to(device),
+            attention_mask=tokens["attention_mask"].to(device),
             encoder_hidden_states=states.repeat_interleave(_counts(texts, states), dim=0),
         ).last_hidden_state
         logits = self.model.itm_head(fused[:, 0]).float()

@@ -221,11 +221,13 @@ def check_folder(folder: ModelFolder, kind: FolderKind) -> None:
 
 
 def load_weights(model_class: Any, folder: ModelFolder, kind: FolderKind, device: Any, dtype: Any) -> Any:
-    """A transformers model from a checked folder, in evaluation mode on the device.
+    """A transformers model from a checked folder, in evaluation mode on the device, on a CPU packed for inference.
 
     Raises:
         ModelError: the weights do not fill the model; a library would go on with random numbers in the gaps.
     """
+    from lora_scripts.models.packed_linear import pack_linears
+
     try:
         model, report = model_class.from_pretrained(
             folder.path,
@@ -244,7 +246,9 @@ def load_weights(model_class: Any, folder: ModelFolder, kind: FolderKind, device
             f"{folder.name}: is no {kind.what}: {len(missing)} of its weights are missing, such as {missing[0]}. "
             f"Use one like {kind.example}."
         )
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    pack_linears(model)
+    return model
 
 
 def load_image_processor(family: str, folder: ModelFolder) -> Any:

@@ -3,7 +3,7 @@
 torch's own kernel for a CPU (`scaled_dot_product_attention`) cuts heads of 40 to 160 columns into products too small for the
 processor's bfloat16 instructions: half of a Stable Diffusion step went there. Here the scores of a tile of queries with all
 keys are one product, and the softmax runs over what still lies in the cache. The backward pass computes the scores again,
-so nothing of the size queries x keys is kept. The sum over products is taken in float32; a score is rounded to the number
+so nothing of the size queries x keys is kept, unless all of a layer is a single tile. The sum over products is taken in float32; a score is rounded to the number
 format of its inputs, as in every attention that is written out (diffusers' and sd-scripts' plain one).
 
 Legend for shapes: G heads times batch, N queries, M keys, D columns of a head.
@@ -49,63 +49,87 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ca
 
 
 def tiled_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = False) -> Tensor:
-    """As `attention`, in tiles, with gradients to q, k and v."""
+    """As `attention`, in tiles, with gradients to q, k and v; in memory the result lies as [B,N,H,D], so heads join as a view."""
     assert not causal or q.shape[2] == k.shape[2], "a causal query is one of the keys"
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out: Tensor = _TiledAttention.apply(*(x.flatten(0, 1) for x in (q, k, v)), scale, causal)  # type: ignore[no-untyped-call]
-    return out.view(q.shape)
+    out: Tensor = _TiledAttention.apply(q, k, v, scale, causal)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-        q, k, v = (q * scale).contiguous(), k.contiguous(), v.contiguous()
-        out = torch.empty_like(q)
-        scores = _buffer(q, k)
-        for heads, rows, keys in _tiles(q, k, causal):
-            P = _probabilities(q[heads, rows], k[heads, keys], scores, causal)
-            torch.bmm(P, v[heads, keys], out=out[heads, rows])
-        ctx.save_for_backward(q, k, v)
+        out, scores = _heads_inside(q), _buffer(q, k)
+        for part in _parts(q, k):
+            own_q, own_k, own_v = _own(q, part) * scale, _own(k, part), _own(v, part)
+            own_out = torch.empty_like(own_q)
+            for rows, keys in _tiles(q, k, causal):
+                P = _probabilities(own_q[:, rows], own_k[:, keys], scores, causal)
+                torch.bmm(P, own_v[:, keys], out=own_out[:, rows])
+            out[part].copy_(own_out.view(out[part].shape))
+        ctx.save_for_backward(q, k, v, P if P.numel() == q[..., 0].numel() * k.shape[2] else None)
         ctx.scale, ctx.causal = scale, causal
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v = ctx.saved_tensors
-        d_out = d_out.contiguous()
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        q, k, v, kept = ctx.saved_tensors
+        dq, dk, dv = (_heads_inside(x) for x in (q, k, v))
         scores, gradients = _buffer(q, k), _buffer(q, k)
-        for heads, rows, keys in _tiles(q, k, ctx.causal):
-            tile, d_tile = q[heads, rows], d_out[heads, rows]
-            P = _probabilities(tile, k[heads, keys], scores, ctx.causal)
-            dv[heads, keys].baddbmm_(P.mT, d_tile)
-            dP = torch.bmm(d_tile, v[heads, keys].mT, out=_part(gradients, P.shape))
-            dS = torch._softmax_backward_data(dP, P, -1, P.dtype)
-            torch.bmm(dS, k[heads, keys], out=dq[heads, rows])
-            dk[heads, keys].baddbmm_(dS.mT, tile)
-        return dq.mul_(ctx.scale), dk, dv, None, None
+        for part in _parts(q, k):
+            own_q, own_k, own_v, own_d = _own(q, part) * ctx.scale, _own(k, part), _own(v, part), _own(d_out, part)
+            own_dq, own_dk, own_dv = torch.empty_like(own_q), torch.zeros_like(own_k), torch.zeros_like(own_v)
+            for rows, keys in _tiles(q, k, ctx.causal):
+                tile, d_tile = own_q[:, rows], own_d[:, rows]
+                P = _probabilities(tile, own_k[:, keys], scores, ctx.causal) if kept is None else kept
+                own_dv[:, keys].baddbmm_(P.mT, d_tile)
+                dP = torch.bmm(d_tile, own_v[:, keys].mT, out=_room(gradients, P.shape))
+                dS = torch._softmax_backward_data(dP, P, -1, P.dtype)
+                torch.bmm(dS, own_k[:, keys], out=own_dq[:, rows])
+                own_dk[:, keys].baddbmm_(dS.mT, tile)
+            for gradient, own in ((dq, own_dq.mul_(ctx.scale)), (dk, own_dk), (dv, own_dv)):
+                gradient[part].copy_(own.view(gradient[part].shape))
+        return dq, dk, dv, None, None
 
 
-def _tiles(q: Tensor, k: Tensor, causal: bool) -> Iterator[tuple[slice, slice, slice]]:
-    """Which heads, which of their queries and which keys are computed at a time: several whole heads, or a part of one."""
-    (num_heads, num_rows, _), num_keys = q.shape, k.shape[1]
-    heads = max(1, TILE_SCORES // (num_rows * num_keys))
+def _parts(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Which heads of which pictures are computed at a time: those of several pictures, several of one picture, or one."""
+    batch, num_heads = q.shape[:2]
+    heads = max(1, TILE_SCORES // (q.shape[2] * k.shape[2]))
+    pictures, heads = max(1, heads // num_heads), min(heads, num_heads)
+    for first in range(0, batch, pictures):
+        for head in range(0, num_heads, heads):
+            yield slice(first, first + pictures), slice(head, head + heads)
+
+
+def _tiles(q: Tensor, k: Tensor, causal: bool) -> Iterator[tuple[slice, slice]]:
+    """Which queries and which keys of a part are computed at a time."""
+    num_rows, num_keys = q.shape[2], k.shape[2]
     rows = min(num_rows, max(1, TILE_SCORES // num_keys))
     if causal:
         rows = min(rows, CAUSAL_ROWS)
-    for first in range(0, num_heads, heads):
-        for row in range(0, num_rows, rows):
-            seen = min(row + rows, num_rows) if causal else num_keys
-            yield slice(first, first + heads), slice(row, row + rows), slice(0, seen)
+    for row in range(0, num_rows, rows):
+        yield slice(row, row + rows), slice(0, min(row + rows, num_rows) if causal else num_keys)
+
+
+def _own(x: Tensor, part: tuple[slice, slice]) -> Tensor:
+    """[g,N,D] of the part's heads, one behind the other: a copy that stays in the cache, unless they lie so."""
+    return x[part].flatten(0, 1)
+
+
+def _heads_inside(x: Tensor) -> Tensor:
+    """Room for [B,H,N,D] that lies in memory as [B,N,H,D]."""
+    batch, num_heads, num_rows, width = x.shape
+    return x.new_empty(batch, num_rows, num_heads, width).transpose(1, 2)
 
 
 def _buffer(q: Tensor, k: Tensor) -> Tensor:
     """Room for the scores of the largest tile."""
-    return q.new_empty(max(min(TILE_SCORES, q[..., 0].numel() * k.shape[1]), k.shape[1]))
+    return q.new_empty(max(min(TILE_SCORES, q[..., 0].numel() * k.shape[2]), k.shape[2]))
 
 
-def _part(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _room(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A tensor of a shape at the buffer's beginning."""
     return buffer[: math.prod(shape)].view(shape)
 
@@ -113,7 +137,7 @@ def _part(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _probabilities(tile: Tensor, k: Tensor, buffer: Tensor, causal: bool) -> Tensor:
     """[g,n,m] share of every key in every query's answer, in the buffer; where `causal`, the last key is the last query."""
     num_rows = tile.shape[1]
-    scores = torch.bmm(tile, k.mT, out=_part(buffer, (len(tile), num_rows, k.shape[1])))
+    scores = torch.bmm(tile, k.mT, out=_room(buffer, (len(tile), num_rows, k.shape[1])))
     if causal:
         unseen = torch.ones(num_rows, num_rows, dtype=torch.bool, device=tile.device).triu_(1)
         scores[..., -num_rows:].masked_fill_(unseen, -torch.inf)
