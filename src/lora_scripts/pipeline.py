@@ -69,6 +69,7 @@ def run(
     import torch
 
     from lora_scripts.advice import advise
+    from lora_scripts.allocator import keep_freed_memory
     from lora_scripts.attaching import attach_adapter
     from lora_scripts.base_loras import find_base_loras, with_base_loras
     from lora_scripts.choosing.chooser import Chooser
@@ -99,6 +100,8 @@ def run(
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
     source = with_base_loras(source, beneath)
     device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     began = Chosen.read(config.output_dir)
     config = spread_over(config, processes, began)
     dtype = choose_dtype(config, device, source, began)

@@ -210,9 +210,12 @@ class LabelJob:
         loads = captioner_class(self.options.captioner)
         import torch
 
+        from lora_scripts.allocator import keep_freed_memory
         from lora_scripts.devices import choose_device, describe_device
 
         device = choose_device(self.options.device)
+        if device.type == "cpu":
+            keep_freed_memory()
         formats = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "auto": None}
         if self.options.precision == "fp16" and device.type == "cpu":
             raise ConfigError("--precision fp16: is not made for CPUs. Use bf16, fp32 or auto.")
