@@ -15,7 +15,7 @@ if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**22) + torch.ones(2**22)  # three times 16 MB, freed at once
+    torch.ones(2**24)  # 64 MB, freed at once: above the largest block that glibc learns to keep by itself
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 for _ in range(8):
     faults()
