@@ -53,6 +53,20 @@ def test_causal_output_and_gradients_are_those_of_torch(monkeypatch: pytest.Monk
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("large_product", [1, 2**60], ids=["through oneDNN", "through torch"])
+@pytest.mark.parametrize("tile_scores", [300, 2**21], ids=["parts of a head", "whole heads"])
+@pytest.mark.parametrize("causal", [False, True], ids=["all keys", "causal"])
+def test_in_float32_errors_are_those_of_torch(
+    monkeypatch: pytest.MonkeyPatch, causal: bool, tile_scores: int, large_product: int
+) -> None:
+    monkeypatch.setattr(module, "TILE_SCORES", tile_scores)
+    monkeypatch.setattr(module, "LARGE_PRODUCT", large_product)
+    tensors = inputs((2, 3, 90, 90, 72), torch.float32)
+    ours = with_gradients(lambda q, k, v: tiled_attention(q, k, v, causal=causal), *tensors)
+    theirs = with_gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal), *tensors)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_in_bfloat16_errors_are_of_the_size_of_one_rounding() -> None:
     tensors = inputs((2, 4, 256, 256, 40), torch.bfloat16)
     exact = with_gradients(F.scaled_dot_product_attention, *(each.double() for each in tensors))
@@ -61,13 +75,15 @@ def test_in_bfloat16_errors_are_of_the_size_of_one_rounding() -> None:
         assert float((ours.double() - reference).norm()) < 2**-7 * float(reference.norm())
 
 
-def test_only_bfloat16_on_a_cpu_is_computed_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_and_large_heads_in_float32_are_computed_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(module, "tiled_attention", lambda q, k, v, **how: asked.append(q.dtype) or q)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         attention(*inputs(SHAPES["self"], dtype)[:3])
     assert asked == [torch.bfloat16]
+    attention(*inputs((1, 1, 1024, 512, 8), torch.float32)[:3])
+    assert asked == [torch.bfloat16, torch.float32]
 
 
 def test_a_unet_computes_what_diffusers_does() -> None:

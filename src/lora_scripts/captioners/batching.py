@@ -16,7 +16,7 @@ from lora_scripts.errors import DataError, ModelError
 
 __all__ = ["BatchSize", "Loader", "Picture", "is_out_of_memory"]
 
-LARGEST_BATCH = {"cuda": 64, "mps": 16, "cpu": 8}
+LARGEST_BATCH = {"cuda": 64, "mps": 16, "cpu": 16}
 """Where trying stops. On a CPU a batch saves little beyond reading the weights less often, and memory is shared."""
 FIRST_BATCH = {"cuda": 8}
 """Where trying begins, if not at two."""

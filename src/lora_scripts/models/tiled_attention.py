@@ -1,10 +1,12 @@
-"""Attention in half precision on a CPU, in tiles that stay in its cache.
+"""Attention on a CPU, in tiles that stay in its cache.
 
 torch's own kernel for a CPU (`scaled_dot_product_attention`) cuts heads of 40 to 160 columns into products too small for the
 processor's bfloat16 instructions: half of a Stable Diffusion step went there. Here the scores of a tile of queries with all
 keys are one product, and the softmax runs over what still lies in the cache. The backward pass computes the scores again,
 so nothing of the size queries x keys is kept, unless all of a layer is a single tile. The sum over products is taken in float32; a score is rounded to the number
 format of its inputs, as in every attention that is written out (diffusers' and sd-scripts' plain one).
+
+In float32 the products of large tiles go through oneDNN (see `frozen_linear`), in half precision torch takes it by itself.
 
 Legend for shapes: G heads times batch, N queries, M keys, D columns of a head.
 Source: Dao et al. 2022, arXiv 2205.14135, equation 3 and appendix B.2 (the backward pass from recomputed scores).
@@ -21,10 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lora_scripts.models.frozen_linear import HAS_ONEDNN, product
+
 __all__ = ["attention", "tiled_attention"]
 
 TILE_SCORES = 2**21
 """Scores at a time: 4 MB in bfloat16, and twice that in the backward pass. Half as many are no faster, twice as many slower."""
+
+LARGE_PRODUCT = 2**22
+"""Multiplications of one head from which on a call of oneDNN for each pays in float32."""
 
 CAUSAL_ROWS = 256
 """Queries at a time where each sees only what came before it: fewer leave out more of what is not seen, and fill a product less."""
@@ -37,15 +44,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ca
         scale: 1 / sqrt D where it is None.
         causal: query i sees the keys 0 ... i alone; N = M.
     """
-    tiles = (
-        q.device.type == "cpu"
-        and q.dtype is torch.bfloat16
-        and not torch.cpu._is_amx_tile_supported()  # there torch's kernel packs its products for the tiles
-        and not torch.compiler.is_compiling()
-    )
-    if tiles:
+    if q.device.type == "cpu" and not torch.compiler.is_compiling() and _tiles_are_faster(q, k):
         return tiled_attention(q, k, v, scale=scale, causal=causal)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal and q.shape[2] > 1, scale=scale)
+
+
+def _tiles_are_faster(q: Tensor, k: Tensor) -> bool:
+    if q.dtype is torch.float32:
+        return HAS_ONEDNN and q[0, 0].numel() * k.shape[2] >= LARGE_PRODUCT
+    # With AMX torch's own kernel packs its products for the processor's tiles.
+    return q.dtype is torch.bfloat16 and not torch.cpu._is_amx_tile_supported()
 
 
 def tiled_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = False) -> Tensor:
@@ -65,7 +73,7 @@ class _TiledAttention(torch.autograd.Function):
             own_out = torch.empty_like(own_q)
             for rows, keys in _tiles(q, k, causal):
                 P = _probabilities(own_q[:, rows], own_k[:, keys], scores, causal)
-                torch.bmm(P, own_v[:, keys], out=own_out[:, rows])
+                _multiply(P, own_v[:, keys], own_out[:, rows])
             out[part].copy_(own_out.view(out[part].shape))
         ctx.save_for_backward(q, k, v, P if P.numel() == q[..., 0].numel() * k.shape[2] else None)
         ctx.scale, ctx.causal = scale, causal
@@ -83,11 +91,11 @@ class _TiledAttention(torch.autograd.Function):
             for rows, keys in _tiles(q, k, ctx.causal):
                 tile, d_tile = own_q[:, rows], own_d[:, rows]
                 P = _probabilities(tile, own_k[:, keys], scores, ctx.causal) if kept is None else kept
-                own_dv[:, keys].baddbmm_(P.mT, d_tile)
-                dP = torch.bmm(d_tile, own_v[:, keys].mT, out=_room(gradients, P.shape))
+                _multiply(P.mT, d_tile, own_dv[:, keys], add=True)
+                dP = _multiply(d_tile, own_v[:, keys].mT, _room(gradients, P.shape))
                 dS = torch._softmax_backward_data(dP, P, -1, P.dtype)
-                torch.bmm(dS, own_k[:, keys], out=own_dq[:, rows])
-                own_dk[:, keys].baddbmm_(dS.mT, tile)
+                _multiply(dS, own_k[:, keys], own_dq[:, rows])
+                _multiply(dS.mT, tile, own_dk[:, keys], add=True)
             for gradient, own in ((dq, own_dq.mul_(ctx.scale)), (dk, own_dk), (dv, own_dv)):
                 gradient[part].copy_(own.view(gradient[part].shape))
         return dq, dk, dv, None, None
@@ -137,8 +145,18 @@ def _room(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _probabilities(tile: Tensor, k: Tensor, buffer: Tensor, causal: bool) -> Tensor:
     """[g,n,m] share of every key in every query's answer, in the buffer; where `causal`, the last key is the last query."""
     num_rows = tile.shape[1]
-    scores = torch.bmm(tile, k.mT, out=_room(buffer, (len(tile), num_rows, k.shape[1])))
+    scores = _multiply(tile, k.mT, _room(buffer, (len(tile), num_rows, k.shape[1])))
     if causal:
         unseen = torch.ones(num_rows, num_rows, dtype=torch.bool, device=tile.device).triu_(1)
         scores[..., -num_rows:].masked_fill_(unseen, -torch.inf)
     return torch.softmax(scores, -1, out=scores)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
+    """[g,n,m] `out`, which becomes a b, or gets it added: a [g,n,d], b [g,d,m]."""
+    if a.dtype is torch.float32 and HAS_ONEDNN and a[0].numel() * b.shape[2] >= LARGE_PRODUCT:
+        for place, left, right in zip(out, a, b, strict=True):
+            both = product(left, right.mT)
+            place.add_(both) if add else place.copy_(both)
+        return out
+    return out.baddbmm_(a, b) if add else torch.bmm(a, b, out=out)

@@ -31,7 +31,7 @@ def test_the_size_stays_small_where_larger_batches_do_not_help() -> None:
 
 
 def test_the_size_ends_at_the_largest_of_the_device() -> None:
-    assert settle(BatchSize(None, "cpu"), dict.fromkeys((1, 2, 4, 8), 1.0))[-1] == 8
+    assert settle(BatchSize(None, "cpu"), dict.fromkeys((1, 2, 4, 8, 16), 1.0))[-1] == 16
 
 
 def test_the_users_size_is_kept() -> None:
