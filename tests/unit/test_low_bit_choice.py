@@ -45,13 +45,11 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def no_torchao(monkeypatch: pytest.MonkeyPatch) -> Any:
+def no_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "torchao"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchao", None)
-    low_bit._pieces.cache_clear()
-    yield
-    low_bit._pieces.cache_clear()
+    monkeypatch.setattr(low_bit, "_IMPORTED", [])
 
 
 @pytest.mark.parametrize(
@@ -63,7 +61,7 @@ def test_auto_is_what_the_graphics_card_has(tmp_path: Path, card: Any, capabilit
     assert chosen(tmp_path, "auto") == kind
 
 
-def test_auto_on_a_cpu_is_none_and_needs_no_torchao(tmp_path: Path, no_torchao: Any) -> None:
+def test_auto_on_a_cpu_is_none_and_needs_no_torchao(tmp_path: Path, no_torchao: None) -> None:
     assert chosen(tmp_path, "auto") == "none"
 
 
@@ -72,7 +70,7 @@ def test_auto_gives_way_to_a_setting_it_cannot_be_combined_with(tmp_path: Path, 
     assert chosen(tmp_path, "auto", block_swap=2) == "none"
 
 
-def test_auto_without_torchao_is_none_on_any_card(tmp_path: Path, card: Any, no_torchao: Any) -> None:
+def test_auto_without_torchao_is_none_on_any_card(tmp_path: Path, card: Any, no_torchao: None) -> None:
     card(9, 0)
     assert chosen(tmp_path, "auto") == "none"
 
@@ -83,7 +81,7 @@ def test_fp8_on_an_older_card_is_refused_with_the_ways_on(tmp_path: Path, card: 
         chosen(tmp_path, "fp8")
 
 
-def test_without_torchao_the_message_says_how_to_install_it(tmp_path: Path, no_torchao: Any) -> None:
+def test_without_torchao_the_message_says_how_to_install_it(tmp_path: Path, no_torchao: None) -> None:
     with pytest.raises(ConfigError, match=r'int8 needs the package torchao.*pip install "lora-scripts\[lowbit\]"'):
         chosen(tmp_path, "int8")
 

@@ -22,9 +22,7 @@ arXiv 2403.09904, for training beside a frozen weight in low precision.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -47,6 +45,8 @@ MULTIPLE = 16
 """Of features: the kernels take no others."""
 ROWS_AT_ONCE = 512
 """On a CPU, so that what lies between the steps of a product stays in its cache: up to four times faster."""
+TALKATIVE = ("torchao", "torch.utils._pytree")
+"""What they say of kernels for other machines and of coming versions of torch is not for users."""
 FEWEST_ROWS = 17
 """Of an int8 product on CUDA without Triton."""
 
@@ -166,33 +166,29 @@ class _Pieces(NamedTuple):
     by_row: Any
 
 
-@cache
+_IMPORTED: list[_Pieces] = []
+"""At most one, and no `functools.cache`: torch.compile looks through that and would trace the import."""
+
+
 def _pieces() -> _Pieces:
-    """Imported when it is first needed, which takes a second.
+    if not _IMPORTED:
+        _IMPORTED.append(_import())
+    return _IMPORTED[0]
+
+
+def _import() -> _Pieces:
+    """Done when it is first needed, as it takes a second.
 
     Raises:
         ImportError: torchao is not installed, or is another version.
     """
-    with _quietly():
-        from torchao.float8.config import ScalingGranularity
-        from torchao.float8.float8_utils import tensor_to_scale, to_fp8_saturated
-        from torchao.prototype.quantized_training.int8 import quantize_int8_rowwise
-        from torchao.prototype.quantized_training.int8_mixed_precision import scaled_int8_mm
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from torchao.float8.config import ScalingGranularity
+    from torchao.float8.float8_utils import tensor_to_scale, to_fp8_saturated
+    from torchao.prototype.quantized_training.int8 import quantize_int8_rowwise
+    from torchao.prototype.quantized_training.int8_mixed_precision import scaled_int8_mm
 
     return _Pieces(
         quantize_int8_rowwise, scaled_int8_mm, tensor_to_scale, to_fp8_saturated, ScalingGranularity.AXISWISE
     )
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """What it says of kernels for other machines and of coming versions of torch is not for users."""
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
