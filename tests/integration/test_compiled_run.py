@@ -36,6 +36,7 @@ def losses(seen: Any) -> list[float]:
     return [loss for report in seen.reports for loss in report.losses]
 
 
+@pytest.mark.slow
 def test_compiled_run_is_the_plain_one_to_rounding_and_resumes_to_the_bit(
     language_settings: Settings, tmp_path: Path, compiler: None
 ) -> None:

@@ -10,7 +10,7 @@ from lora_scripts.adapters.kinds import AdapterForm
 from lora_scripts.adapters.lora import attach
 from lora_scripts.models import low_bit_layers
 from lora_scripts.models.low_bit import (
-    ROWS_AT_ONCE,
+    NUMBERS_AT_ONCE,
     LowBit,
     low_bit_bytes,
     low_bit_linear,
@@ -93,9 +93,10 @@ def test_gradient_of_the_input_is_that_product_and_the_weight_gets_none(kind: Lo
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_row_depends_on_those_beside_it_however_many_there_are(kind: LowBit) -> None:
     weight = low_bit_weight(drawn(OUT, IN, seed=1), kind)
-    x, grad = drawn(2 * ROWS_AT_ONCE + 5, IN), drawn(2 * ROWS_AT_ONCE + 5, OUT)
+    at_once = NUMBERS_AT_ONCE // OUT
+    x, grad = drawn(2 * at_once + 5, IN), drawn(2 * at_once + 5, OUT)
     together = product(x, weight), transposed_product(grad, weight)
-    for place in (0, ROWS_AT_ONCE, 2 * ROWS_AT_ONCE + 4):
+    for place in (0, at_once, 2 * at_once + 4):
         alone = product(x[place : place + 1], weight), transposed_product(grad[place : place + 1], weight)
         for one, all_ in zip(alone, together, strict=True):
             torch.testing.assert_close(one[0], all_[place], rtol=1e-5, atol=1e-5 * float(all_[place].abs().max()))
