@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.trained_family import family_with_adapter, picture_batch
 from lora_scripts.adapters.kinds import AdapterForm
 from lora_scripts.adapters.lora import attach
-from lora_scripts.models import low_bit_layers
+from lora_scripts.models import low_bit, low_bit_layers
 from lora_scripts.models.low_bit import (
     NUMBERS_AT_ONCE,
     LowBit,
@@ -19,6 +22,7 @@ from lora_scripts.models.low_bit import (
     transposed_product,
 )
 from lora_scripts.models.low_bit_layers import LowBitLayers, low_bit_copies, low_bit_of
+from lora_scripts.training.draws import Draws
 
 pytest.importorskip("torchao", reason="products in 8 bits need torchao")
 
@@ -241,3 +245,24 @@ def test_every_kind_of_adapter_takes_the_frozen_product_from_the_layer(block: Bl
         rounded_input = layer(x + 0.3)  # no longer exact: shows that the product in 8 bits is at work
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert float((rounded_input - layer(x + 0.3)).detach().abs().max()) > 1e-3
+
+
+def test_every_layer_of_a_model_makes_its_product_in_low_bit_once_a_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else computes layers together or otherwise must not take the plain weight behind their backs."""
+    monkeypatch.setattr(low_bit_layers, "LEAST_WEIGHTS", 0)
+    family, adapter = family_with_adapter(tmp_path)
+    batch = family.drawn(picture_batch("a"), Draws(3))
+    layers = LowBitLayers(family.wide_parts(), "int8")
+    scaled, matrices = low_bit._scaled, []
+    monkeypatch.setattr(
+        low_bit, "_scaled", lambda x, w, m, s: matrices.append(w.values.data_ptr()) or scaled(x, w, m, s)
+    )
+    with layers.at_work():
+        loss = family.loss(batch, Draws(3)).total
+        assert len(matrices) == len(set(matrices)) == len(layers)
+        loss.backward()
+    backward = matrices[len(layers) :]
+    assert len(backward) == len(set(backward)) > len(layers) // 2, "keys and values of captions need no gradient"
+    assert all(parameter.grad is not None for parameter in adapter.parameters())
