@@ -130,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Nothing is fetched that the user did not ask for; `allow_download` and `--download` lift this for one model.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells everyone who imports it what kernels it lacks
+    # They tell everyone who imports them what kernels they lack, and diffusers and PEFT import what is installed.
+    for library in ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers.torchao"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     arguments = build_parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)

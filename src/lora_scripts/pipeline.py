@@ -80,6 +80,7 @@ def run(
     from lora_scripts.going_on import older_digest, seed_of_draws
     from lora_scripts.hard_examples import hard_examples, named
     from lora_scripts.judging import make_judge
+    from lora_scripts.low_bit_choice import choose_low_bit
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.planning.fit_memory import fit_memory
     from lora_scripts.processes import LostProcessError, spread_over
@@ -95,6 +96,7 @@ def run(
     started_at = time.time()
 
     # The frozen model, with the LoRAs beneath the one that trains.
+    config = choose_low_bit(config, events)
     task = task_of(config)
     beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lora_scripts.config import RunConfig
 
-__all__ = ["can_swap", "graph_obstacles", "speed_faults"]
+__all__ = ["can_swap", "graph_obstacles", "low_bit_obstacles", "speed_faults"]
 
 
 def graph_obstacles(config: RunConfig) -> list[str]:
@@ -24,11 +24,28 @@ def graph_obstacles(config: RunConfig) -> list[str]:
     return obstacles
 
 
+def low_bit_obstacles(config: RunConfig) -> list[str]:
+    """Settings under which frozen layers cannot multiply in 8 bits, each with the reason."""
+    obstacles = []
+    if config.quantization != "none":
+        obstacles.append(f"quantization: {config.quantization}, whose packed weights are unpacked for every product")
+    if config.block_swap:
+        obstacles.append("block_swap: the weights in 8 bits would stay on the device when the blocks leave it")
+    if config.objective == "dpo":
+        obstacles.append("objective: dpo, whose reference is measured with plain products")
+    return obstacles
+
+
 def speed_faults(config: RunConfig) -> list[str]:
     """Messages about settings that exclude one another."""
     faults = []
     if config.cuda_graphs is True and config.task_type != "text-generation":
         faults += [f"cuda_graphs: true: not with {reason}. Remove one of them." for reason in graph_obstacles(config)]
+    if config.low_bit_matmul not in ("none", "auto"):
+        kind = config.low_bit_matmul
+        faults += [
+            f"low_bit_matmul: {kind}: not with {reason}. Remove one of them." for reason in low_bit_obstacles(config)
+        ]
     if config.block_swap:
         faults += [f"block_swap: not with {reason}. Remove one of them." for reason in _swap_obstacles(config)]
     return faults

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_scripts.low_bit_choice import low_bit_kind
 from lora_scripts.speed_rules import graph_obstacles
 from lora_scripts.training.speed import Speed
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from lora_scripts.config import RunConfig
     from lora_scripts.data.training_data import TrainingData
     from lora_scripts.families.protocol import ModelFamily
+    from lora_scripts.models.low_bit_layers import LowBitLayers
     from lora_scripts.training.compiling import CompiledParts
     from lora_scripts.training.events import Events
 
@@ -42,9 +44,10 @@ def choose_speed(
         steps: still to do.
         step_seconds: of one of them, uncompiled; None where it was not measured.
     """
+    low_bit = _low_bit(config, family, events)  # first, so that what is compiled is compiled with it
     num_shapes = len({example.shape for example in data.examples}) if family.few_shapes else 1
     compiled = _compiled(config, family, num_shapes, device, steps * (step_seconds or 0.0), events)
-    return Speed(compiled, _graphs(config, family, device, events))
+    return Speed(compiled, _graphs(config, family, device, events), low_bit)
 
 
 def keep_at_hand(data: TrainingData, device: torch.device) -> TrainingData:
@@ -55,6 +58,20 @@ def keep_at_hand(data: TrainingData, device: torch.device) -> TrainingData:
         return data
     free, _ = torch.cuda.mem_get_info(device)
     return data.at_home_on(device, round(SHARE_FOR_DATA * free))
+
+
+def _low_bit(config: RunConfig, family: ModelFamily, events: Events) -> LowBitLayers | None:
+    kind = low_bit_kind(config)
+    if kind is None:
+        return None
+    from lora_scripts.models.low_bit_layers import LowBitLayers
+
+    layers = LowBitLayers(family.wide_parts(), kind)
+    if not len(layers):
+        events.note(f"low_bit_matmul: {kind}: no frozen layer here is large enough to gain by it.", "warning")
+        return None
+    events.note(f"{len(layers)} frozen layers multiply in {kind} while training.")
+    return layers
 
 
 def _compiled(

@@ -18,6 +18,7 @@ from lora_scripts.config import RunConfig
 from lora_scripts.data.training_data import TrainingData
 from lora_scripts.families import family_class
 from lora_scripts.families.causal_lm import CausalLanguageModel
+from lora_scripts.models import low_bit_layers
 from lora_scripts.models.source import resolve_base_model
 from lora_scripts.planning.passes import Passes
 from lora_scripts.tasks import task_of
@@ -154,3 +155,16 @@ def test_memory_that_no_card_has_is_refused(language_settings: Settings, plan: P
     code, _, error = plan(language_settings(), "--memory-gb", gigabytes)
     assert code == 2
     assert "write the card's memory in 10^9 bytes" in error
+
+
+@pytest.mark.parametrize(("kind", "bytes_per_weight"), [("int8", 1), ("fp8", 2)])
+def test_copies_in_8_bits_are_counted(
+    language_settings: Settings, plan: Plan, kind: str, bytes_per_weight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(low_bit_layers, "LEAST_WEIGHTS", 0)
+    values = language_settings(mixed_precision="fp32")
+    options = ("--memory-gb", 8, "--json")  # of another machine: nothing is tried here
+    plain, low = (told(plan(each, *options))["memory"]["terms"] for each in (values, values | {"low_bit_matmul": kind}))
+    # Two layers: q and o of 32 x 32, k and v of 16 x 32, three of 48 x 32.
+    weights = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
+    assert low["frozen weights"] - plain["frozen weights"] == bytes_per_weight * weights

@@ -16,6 +16,7 @@ from lora_scripts.adapters.layer import copied
 from lora_scripts.adapters.layers import LoRAConv2d, LoRAInit, LoRALayer, LoRALinear
 from lora_scripts.adapters.low_rank import linear_low_rank
 from lora_scripts.adapters.weights import LoRATensors
+from lora_scripts.models.low_bit_layers import low_bit_of
 
 __all__ = ["DoRAConv2d", "DoRALinear"]
 
@@ -98,7 +99,8 @@ class DoRALinear(_DoRA, LoRALinear):
 
     def _summed(self, x: Tensor) -> Tensor:
         if self._plain and not (self._hooked or torch.is_autocast_enabled(x.device.type)):
-            return linear_low_rank(x, self.base.weight, None, self.lora_A, self.lora_B, self.scale)
+            low_bit = low_bit_of(self.base)
+            return linear_low_rank(x, self.base.weight, None, self.lora_A, self.lora_B, self.scale, low_bit=low_bit)
         return super()._summed(x)
 
 

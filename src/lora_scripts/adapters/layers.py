@@ -18,6 +18,7 @@ from lora_scripts.adapters.low_rank import linear_low_rank
 from lora_scripts.adapters.resize import fit_rank
 from lora_scripts.adapters.weights import LayerChange, LoRATensors
 from lora_scripts.errors import ModelError
+from lora_scripts.models.low_bit_layers import low_bit_of
 
 __all__ = ["LoRAConv2d", "LoRAInit", "LoRALayer", "LoRALinear"]
 
@@ -110,7 +111,8 @@ class LoRALinear(LoRALayer):
         return self._plain and not (self._dropping or self._hooked or torch.is_autocast_enabled(x.device.type))
 
     def _fused(self, x: Tensor, scale: float) -> Tensor:
-        return linear_low_rank(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, scale)
+        low_bit = low_bit_of(self.base)
+        return linear_low_rank(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, scale, low_bit=low_bit)
 
     def _product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         low = F.linear(x, A.to(x.dtype))

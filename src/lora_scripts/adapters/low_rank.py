@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lora_scripts.models.frozen_linear import product
+from lora_scripts.models.low_bit import LowBitWeight, low_bit_product, transposed_low_bit_product
 
 __all__ = ["linear_low_rank"]
 
@@ -37,6 +38,7 @@ def linear_low_rank(
     B: Tensor,
     scale: float,
     start: tuple[Tensor, Tensor] | None = None,
+    low_bit: LowBitWeight | None = None,
 ) -> Tensor:
     """x W^T + b + scale * x A^T B^T, [..., out].
 
@@ -45,9 +47,10 @@ def linear_low_rank(
         weight, bias: [out, in] and [out], frozen.
         A, B: [R, in] and [out, R] in float32, used in the dtype of x.
         start: A and B as they were, frozen; their product is taken off (PiSSA).
+        low_bit: the weight in 8 bits, to make its two products with; those of A and B stay in the dtype of x.
     """
     rows = x.reshape(-1, x.shape[-1])
-    out: Tensor = _Linear.apply(rows, weight, bias, A, B, scale, start)  # type: ignore[no-untyped-call]
+    out: Tensor = _Linear.apply(rows, weight, bias, A, B, scale, start, low_bit)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -62,13 +65,15 @@ class _Linear(torch.autograd.Function):
         B: Tensor,
         scale: float,
         start: tuple[Tensor, Tensor] | None,
+        low_bit: LowBitWeight | None,
     ) -> Tensor:
-        ctx.scale, ctx.rank = scale, A.shape[0]
+        ctx.scale, ctx.rank, ctx.low_bit = scale, A.shape[0], low_bit
         if start is not None:  # further rows of the same two products, so that they take no passes of their own
             A, B = torch.cat([A, start[0]]), torch.cat([B, -start[1]], dim=1)
         a, b_t = A.to(x.dtype), (B * scale).to(x.dtype).t().contiguous()
         low_t = product(a, x)
-        out = product(x, weight, bias).addmm_(low_t.t(), b_t)
+        out = product(x, weight, bias) if low_bit is None else _with_bias(low_bit_product(x, low_bit), bias)
+        out.addmm_(low_t.t(), b_t)
         ctx.save_for_backward(x, weight, a, b_t, low_t)
         return out
 
@@ -77,7 +82,15 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b_t, low_t = ctx.saved_tensors
         grad_low_t = product(b_t, grad)
-        grad_x = product(grad, weight.t()).addmm_(grad_low_t.t(), a) if ctx.needs_input_grad[0] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            plain = ctx.low_bit is None
+            grad_x = product(grad, weight.t()) if plain else transposed_low_bit_product(grad, ctx.low_bit)
+            grad_x.addmm_(grad_low_t.t(), a)
         grad_a = product(grad_low_t[: ctx.rank], x.t()).float()
         grad_b = product(low_t[: ctx.rank], grad.t()).t().float().mul_(ctx.scale)
-        return grad_x, None, None, grad_a, grad_b, None, None
+        return grad_x, None, None, grad_a, grad_b, None, None, None
+
+
+def _with_bias(out: Tensor, bias: Tensor | None) -> Tensor:
+    return out if bias is None else out.add_(bias)

@@ -20,6 +20,7 @@ from lora_scripts.adapters.layers import LoRAConv2d, LoRAInit, LoRALayer, LoRALi
 from lora_scripts.adapters.low_rank import linear_low_rank
 from lora_scripts.adapters.principal import principal_part
 from lora_scripts.adapters.weights import LoRATensors
+from lora_scripts.models.low_bit_layers import low_bit_of
 
 __all__ = ["PiSSAConv2d", "PiSSALinear"]
 
@@ -71,7 +72,8 @@ class PiSSALinear(_PiSSA, LoRALinear):
 
     def _fused(self, x: Tensor, scale: float) -> Tensor:
         start = (self.start_A, self.start_B)
-        return linear_low_rank(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, scale, start)
+        low_bit = low_bit_of(self.base)
+        return linear_low_rank(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, scale, start, low_bit)
 
 
 class PiSSAConv2d(_PiSSA, LoRAConv2d):

@@ -143,6 +143,9 @@ class CausalLanguageModel:
         """Norms, attention and feed-forward halves: a layer as a whole is what checkpointing repeats, so it stays as it is."""
         return [part for layer in self.blocks() for part in layer.children()]
 
+    def wide_parts(self) -> Sequence[nn.Module]:
+        return self.blocks()
+
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Minus the log probability of the trained tokens, summed; `per_example` is each text's mean. Of pairs, their losses.
 

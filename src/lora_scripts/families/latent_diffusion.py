@@ -215,6 +215,9 @@ class LatentDiffusion(ABC):
     def fusable_parts(self) -> Sequence[nn.Module]:
         return [module for module in self._parts.unet.modules() if type(module).__name__ in FUSABLE]
 
+    def wide_parts(self) -> Sequence[nn.Module]:
+        return [module for module in self._parts.unet.modules() if type(module).__name__ == "Transformer2DModel"]
+
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The loss of the predicted noise (or velocity), one number per picture, summed; with prior preservation where asked.
 

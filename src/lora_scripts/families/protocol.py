@@ -192,6 +192,10 @@ class ModelFamily(Protocol):
         """Modules that occur many times and are worth compiling, each by itself; none within another one."""
         ...
 
+    def wide_parts(self) -> Sequence[nn.Module]:
+        """Modules whose linear layers and 1x1 convolutions see a row for every position, so that their products are large."""
+        ...
+
     def work(self, batch: Batch) -> PassWork | None:
         """What a pass over the batch computes, from a formula; None where there is none."""
         ...

@@ -6,7 +6,7 @@ pictures per step, which is the user's: a run with auto is the run with the chos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
@@ -61,7 +61,12 @@ def fit_memory(
         began: of the run that is resumed; it goes on as it began.
         planned: what the check before the run has chosen already.
     """
-    fitted = planned or _fit(config, family, adapter, data, device, began)
+    if planned is None:
+        fitted = _fit(config, family, adapter, data, device, began)
+    else:  # of its config only the cut: the check knows nothing of further processes
+        cut = planned.config
+        written = _written_out(config, cut.micro_batch, cut.gradient_checkpointing is True)
+        fitted = replace(planned, config=written)
     family.set_checkpointing(fitted.config.gradient_checkpointing is True)
     return fitted
 

@@ -19,6 +19,7 @@ from lora_scripts.data.sampler import StepPlan, mean_uses
 from lora_scripts.devices import choose_device, choose_dtype
 from lora_scripts.errors import ModelError
 from lora_scripts.families import family_class
+from lora_scripts.low_bit_choice import choose_low_bit
 from lora_scripts.models.source import resolve_base_model
 from lora_scripts.planning.activations import UnpredictableError
 from lora_scripts.planning.budget import USABLE, memory_budget
@@ -107,6 +108,7 @@ def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    config = choose_low_bit(config, Events()) if memory_gb is None else config
     task = task_of(config)
     beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)

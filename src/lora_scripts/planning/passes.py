@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.config import RunConfig
 from lora_scripts.data.sampler import Sample, StepPlan
+from lora_scripts.low_bit_choice import low_bit_kind
 from lora_scripts.models.block_swap import swap_saving
+from lora_scripts.models.low_bit_layers import low_bit_copies
 from lora_scripts.models.quantised import stored_bytes
 from lora_scripts.planning.activations import PassTrace, trace_pass
 from lora_scripts.planning.memory_plan import MemoryNeeds, MemoryPlan, PassBytes, optimizer_bytes
@@ -52,7 +54,13 @@ class Passes:
     def weight_bytes(self) -> int:
         """Of the components that take part in a step, adapter included, as far as they are on the device at a time."""
         stored = sum(stored_bytes(self._family.components[name]) for name in self._adapter.groups())
-        return stored - self.saved_by_swapping(self._config.block_swap)
+        return stored - self.saved_by_swapping(self._config.block_swap) + self.low_bit_bytes
+
+    @property
+    def low_bit_bytes(self) -> int:
+        """Of the weights' copies in 8 bits."""
+        kind = low_bit_kind(self._config)
+        return low_bit_copies(self._family.wide_parts(), kind) if kind else 0
 
     @property
     def num_blocks(self) -> int:

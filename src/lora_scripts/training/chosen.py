@@ -21,6 +21,7 @@ class Chosen:
 
     Attributes:
         dtype: number format of the frozen weights.
+        low_bit: kind of 8 bits that frozen layers multiply in, or none.
         num_processes: that it ran on; `gradient_accumulation_steps` counts what all of them did.
     """
 
@@ -29,6 +30,7 @@ class Chosen:
     gradient_checkpointing: bool
     dtype: torch.dtype
     num_processes: int = 1
+    low_bit: str = "none"
 
     @property
     def step_size(self) -> int:
@@ -53,5 +55,6 @@ class Chosen:
                         identity["mixed_precision"]
                     ],
                     int(state["loop"].get("num_processes", 1)),
+                    str(identity.get("low_bit_matmul", "none")),
                 )
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_scripts.families.protocol import Batch, Loss, ModelFamily
+    from lora_scripts.models.low_bit_layers import LowBitLayers
     from lora_scripts.training.compiling import CompiledParts
     from lora_scripts.training.draws import Draws
     from lora_scripts.training.events import Events
@@ -51,10 +52,12 @@ class Speed:
     Attributes:
         compiled: parts of the model that run compiled; None for none.
         graphs: whether passes are recorded and repeated.
+        low_bit: frozen layers that multiply in 8 bits; None for none.
     """
 
     compiled: CompiledParts | None = None
     graphs: bool = False
+    low_bit: LowBitLayers | None = None
 
     def training_pass(
         self,
@@ -77,7 +80,13 @@ class Speed:
                 scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
             return loss
 
-        at_work = nullcontext if self.compiled is None else self.compiled.at_work
+        def at_work() -> AbstractContextManager[object]:
+            stack = ExitStack()
+            for parts in (self.low_bit, self.compiled):
+                if parts is not None:
+                    stack.enter_context(parts.at_work())
+            return stack
+
         if not self.graphs:
             return _PlainPass(plain)
         return GraphsOrPlain(StaticPasses(forward, scaler.scale, parameters, device), plain, events)

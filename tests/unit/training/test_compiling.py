@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from helpers.trained_family import KINDS, family_with_adapter, picture_batch, ra
 from lora_scripts.adapters.lora import Adapter
 from lora_scripts.families.causal_lm import CausalLanguageModel
 from lora_scripts.families.protocol import Batch
+from lora_scripts.models import low_bit_layers
 from lora_scripts.training.compiling import CompiledParts, compiler_fault
 from lora_scripts.training.draws import Draws
 
@@ -144,3 +145,30 @@ def test_a_missing_compiler_is_told_in_a_few_words(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     assert "no-such-compiler" in compiler_fault(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("low_bit", ["int8", "fp8"])
+def test_products_in_8_bits_are_compiled_with_the_rest(
+    low_bit: Literal["int8", "fp8"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchao", reason="products in 8 bits need torchao")
+    monkeypatch.setattr(low_bit_layers, "LEAST_WEIGHTS", 0)
+    family, adapter = family_with_adapter(tmp_path)
+    batches = [family.drawn(picture_batch("a"), DRAWS)]
+    plain = passes(family, adapter, batches, None)
+    layers = low_bit_layers.LowBitLayers(family.wide_parts(), low_bit)
+    blocks = [block for block in family.blocks() if at_work(layers, block)]
+    with layers.at_work():
+        expected = passes(family, adapter, batches, None)
+        compiled = CompiledParts(blocks[:1], few_shapes=True, backend="aot_eager")
+        counters.clear()
+        assert_equal_to_rounding(passes(family, adapter, batches, compiled), expected)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]
+    assert not torch.equal(plain[0], expected[0])
+
+
+def at_work(layers: low_bit_layers.LowBitLayers, block: nn.Module) -> list[nn.Module]:
+    """The modules of a block that multiply in 8 bits in a training pass."""
+    with layers.at_work():
+        return [module for module in block.modules() if low_bit_layers.low_bit_of(module) is not None]
