@@ -32,6 +32,7 @@ from lora_scripts.models.language_model import (
 from lora_scripts.models.last_layer import KEPT, can_finish_for_some
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.quantised import load_quantised
+from lora_scripts.models.same_input import watched_groups
 from lora_scripts.models.segment_attention import Segments, segments_at_work
 from lora_scripts.objectives.next_token import Head, next_token_losses
 from lora_scripts.objectives.preference import Preference
@@ -58,6 +59,8 @@ class CausalLanguageModel:
     task: ClassVar[str] = "text-generation"
     num_levels: ClassVar[int] = 1
     few_shapes: ClassVar[bool] = False
+    # Measured, one product is no faster here, and the values would hold the queries and keys beside them until the backward pass.
+    joins_weights: ClassVar[bool] = False
     conv_targets: ClassVar[Mapping[str, Sequence[str]]] = {}
     block_roles: ClassVar[BlockRoles] = {}
 
@@ -82,6 +85,7 @@ class CausalLanguageModel:
         self.notes = list(language_model_targets(model).notes)
         """Lines for people on how the model is run."""
         self._own_head = True
+        self._same_input: Sequence[Sequence[str]] = ()
         self._finishes_for_some = can_finish_for_some(model)
         self.packs = packing
         if tried:
@@ -137,6 +141,9 @@ class CausalLanguageModel:
 
     def blocks(self) -> Sequence[nn.Module]:
         return _layers(self.model)
+
+    def same_input(self) -> Sequence[Sequence[str]]:
+        return self._same_input
 
     def fusable_parts(self) -> Sequence[nn.Module]:
         """Norms, attention and feed-forward halves: a layer as a whole is what checkpointing repeats, so it stays as it is."""
@@ -268,8 +275,13 @@ class CausalLanguageModel:
 
     @torch.no_grad()
     def _try_out(self) -> None:
-        """Compares our way of running the model with its own, on a few tokens; what differs is left to the model."""
+        """Compares our way of running the model with its own, on a few tokens; what differs is left to the model.
+
+        Which layers read the same tensor is seen on the way.
+        """
         texts = _trial_texts(self.model.get_input_embeddings().num_embeddings, self.model.device)
+        with watched_groups(LANGUAGE_MODEL, self.model) as self._same_input:
+            self.model(input_ids=texts[0][None], use_cache=False)
         own = torch.cat([self.model(input_ids=text[None], use_cache=False).logits[0].float() for text in texts])
         batch = _trial_batch(texts)
         if self._finishes_for_some and not self._agrees(batch, own):
