@@ -27,6 +27,7 @@ from lora_scripts.models.same_input import attention_groups
 from lora_scripts.models.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
 from lora_scripts.objectives.ddpm import NoiseSchedule
 from lora_scripts.objectives.denoising import DenoisingObjective
+from lora_scripts.speed_rules import swapped_blocks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +97,7 @@ class LatentDiffusion(ABC):
         if device.type in CHANNELS_LAST:
             parts.unet.to(memory_format=torch.channels_last)
         family = cls(parts, source, config, device)
-        swap_blocks(family.blocks(), config.block_swap, device)
+        swap_blocks(family.blocks(), swapped_blocks(config), device)
         return family
 
     @classmethod

@@ -29,6 +29,7 @@ class Chosen:
     gradient_checkpointing: bool
     dtype: torch.dtype
     num_processes: int = 1
+    block_swap: int = 0
 
     @property
     def step_size(self) -> int:
@@ -53,5 +54,6 @@ class Chosen:
                         identity["mixed_precision"]
                     ],
                     int(state["loop"].get("num_processes", 1)),
+                    int(state["loop"].get("block_swap", 0)),
                 )
         return None
