@@ -135,7 +135,9 @@ class _SameInput(torch.autograd.Function):
                 weights = torch.split(weights[0], ctx.sizes)
             grad_x = grads[0] @ weights[0]
             for grad, weight in zip(grads[1:], weights[1:], strict=True):
-                grad_x.addmm_(grad, weight)
+                torch.addmm(
+                    grad_x, grad, weight, out=grad_x
+                )  # which torch's counter of operations knows, unlike addmm_
             grad_x.addmm_(grad_low_t.t(), a)
         grad_as = torch.split((grad_low_t @ x).float(), ctx.ranks)
         grad_bs = [
