@@ -30,6 +30,7 @@ from lora_scripts.training.events import Listener, StepReport
 PICTURES, TEXT = "builtin:mini-sd, 128 px", "a Llama of 4 layers"
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     PICTURES: [
+        {"fuse_layers": False},
         {"cuda_graphs": True},
         {"block_swap": 3},
         {"gradient_checkpointing": True},

@@ -1,6 +1,7 @@
 """Speed, memory and time to the first step beside other trainers: one command for each suite.
 
     python benchmarks/run.py cpu|gpu|label|scale [--peers PATH ...]
+    python benchmarks/run.py gpu --budget-gb 8 16
 
 PATH is a checkout of huggingface/diffusers or kohya-ss/sd-scripts, or `PATH=PYTHON` where another interpreter has what that
 project needs. All sides work in processes of their own and take turns, one step each, on the same pictures with the same noise.
@@ -54,12 +55,21 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--candidates", type=int, default=1, help="of label: captions per picture")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each process")
     parser.add_argument("--device", default="cuda", help="of gpu")
+    parser.add_argument(
+        "--budget-gb",
+        type=float,
+        nargs="+",
+        metavar="N",
+        help="of gpu: only runs of ours within so much memory, 10^9 bytes",
+    )
     parser.add_argument("--tiny", action="store_true", help="small models through the same code")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     parser.add_argument("--update-docs", action="store_true", help=f"put the table into {DOCS.relative_to(ROOT)}")
     options = parser.parse_args()
     if options.steps < 1 or options.starts < 1:
         parser.error("--steps, --starts: at least 1")
+    if options.budget_gb and (options.suite != "gpu" or min(options.budget_gb) <= 0):
+        parser.error("--budget-gb: above 0, and of the suite gpu")
     if options.tiny and options.update_docs:
         parser.error("--update-docs: the page holds no figures of small models, leave --tiny out")
     try:
@@ -99,15 +109,32 @@ def pictures(options: argparse.Namespace, found: dict[str, Any], keep_one: Any, 
 
 
 def gpu(options: argparse.Namespace, found: dict[str, Any], keep_one: Any) -> str:
-    """Training and captions on one GPU."""
+    """Training and captions on one GPU, and training within budgets of its memory."""
+    from suite.budgets import is_budget
     from suite.captions import is_label_contest
 
-    chosen = options.contest
-    options.contest = [name for name in chosen if not is_label_contest(name)] if chosen else None
-    trained = pictures(options, found, keep_one, options.device) if chosen is None or options.contest else ""
-    options.contest = [name for name in chosen if is_label_contest(name)] if chosen else None
-    told = label(options, found, keep_one, options.device) if chosen is None or options.contest else ""
-    return "\n".join(filter(None, [trained, told]))
+    chosen, only_told = options.contest, options.only_told
+    parts = []
+    for part, is_part in (
+        (pictures, lambda name: not is_label_contest(name) and not is_budget(name)),
+        (label, is_label_contest),
+        (budgets, is_budget),
+    ):
+        options.contest = [name for name in chosen if is_part(name)] if chosen else None
+        # Budgets are asked for by themselves; the rest is then told as an earlier call has found it.
+        options.only_told = only_told or (part is budgets) != bool(options.budget_gb)
+        if chosen is None or options.contest:
+            parts.append(part(options, found, keep_one, options.device))
+    return "\n".join(parts)
+
+
+def budgets(options: argparse.Namespace, found: dict[str, Any], keep_one: Any, device: str) -> str:
+    from suite.budgets import BUDGETS_GB, budget_contests, hold, tell
+
+    contests = budget_contests(device, options.tiny, options.budget_gb or BUDGETS_GB)
+    place = options.out.resolve() / "work"
+    reason = hold_all(options, contests, device, keep_one, lambda each: hold(each, place, options))
+    return tell(contests, found, reason)
 
 
 def label(options: argparse.Namespace, found: dict[str, Any], keep_one: Any, device: str = "cpu") -> str:

@@ -44,23 +44,49 @@ SIZES = {
 }
 
 
+LARGE = {"8b": Size(4096, 14336, 32, 32, 8, 128256, tie_word_embeddings=False)}
+"""A Llama of eight billion weights, in bfloat16: 16 GB on the disk."""
+
+
+def make_base_and_dialogues(folder: Path, size: str, *, rows: int, seed: int) -> None:
+    """Fills a folder with `model/` and `data/train.jsonl`, unless they are there."""
+    if (folder / "facts.json").is_file():
+        return
+    _write_base(folder, size, rows, seed)
+    (folder / "facts.json").write_text(json.dumps({"size": size, "rows": rows, "seed": seed}) + "\n", "utf-8")
+
+
 def make_materials(folder: Path, size: str, *, rows: int, rank: int, seed: int) -> None:
     """Fills a folder with `model/`, `data/train.jsonl` and `first_lora/`, unless they are there with the same facts."""
     facts = {"size": asdict(SIZES[size]), "rows": rows, "rank": rank, "seed": seed}
     kept = folder / "facts.json"
     if kept.is_file() and json.loads(kept.read_text("utf-8")) == facts:
         return
+    model = _write_base(folder, size, rows, seed)
+    _save_first_lora(model, folder / "first_lora", rank, seed)
+    kept.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+
+
+def _write_base(folder: Path, size: str, rows: int, seed: int) -> Any:
+    """The model, which is written with its tokenizer and the dialogues."""
+    import torch
+
+    measures = {**SIZES, **LARGE}[size]
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "data").mkdir(parents=True)
-    words = _words(SIZES[size].vocab_size - len(MARKS), seed)
+    words = _words(measures.vocab_size - len(MARKS), seed)
     (folder / "data" / "train.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in _dialogues(words, rows, seed)), "utf-8"
     )
-    model = _model(SIZES[size], seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if size in LARGE else before)
+    try:
+        model = _model(measures, seed)
+    finally:
+        torch.set_default_dtype(before)
     model.save_pretrained(folder / "model")
     _tokenizer(words).save_pretrained(folder / "model")
-    _save_first_lora(model, folder / "first_lora", rank, seed)
-    kept.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    return model
 
 
 def _words(count: int, seed: int) -> list[str]:

@@ -121,6 +121,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them that are not timed")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "text_vs_peers")
     parser.add_argument("--update-docs", action="store_true", help=f"put the tables into {DOCS.relative_to(ROOT)}")
     options = parser.parse_args()
@@ -131,7 +132,7 @@ def parse_options() -> argparse.Namespace:
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that shapes the figures."""
-    shaping = ("batch_size", "rank", "curve_steps", "warm_up", "seed", "threads")
+    shaping = ("batch_size", "rank", "curve_steps", "warm_up", "seed", "threads", "device")
     return {
         **{name: getattr(options, name) for name in shaping},
         "rate": RATE,
@@ -298,7 +299,7 @@ def our_command(job: Job, options: argparse.Namespace) -> list[str]:
         "train_data_dir": str(job.folder / "data"),
         "cache_dir": str(job.folder / "cache"),
         "base_model": str(job.folder / "model"),
-        "device": "cpu",
+        "device": options.device,
         "mixed_precision": job.side.dtype,
         "packing": job.side.packing,
         "lora_rank": options.rank,
@@ -354,6 +355,7 @@ def peer_command(job: Job, options: argparse.Namespace) -> list[str]:
         "batch_size": options.batch_size,
         "steps": job.steps,
         "threads": options.threads,
+        "device": options.device,
         "arguments": arguments,
     }
     (job.work / "job.json").write_text(json.dumps(said, indent=1) + "\n", "utf-8")
@@ -406,7 +408,8 @@ def contest(size: str, sides: Sequence[Side], options: argparse.Namespace) -> li
                 "cpu_s": [each["cpu_s"] for each in cost[options.warm_up :]],
                 "wall_s": [each["wall_s"] for each in cost[options.warm_up :]],
                 "trained": order.trained[options.warm_up : steps],
-                "peak_bytes": cost[-1]["peak_bytes"],
+                "peak_bytes": cost[-1].get("peak_cuda_bytes") or cost[-1]["peak_bytes"],
+                "clock": "cpu_s" if options.device == "cpu" else "wall_s",
                 "load": statistics.median(loads[options.warm_up :]),
             }
         )
@@ -432,7 +435,7 @@ def tables(results: Mapping[str, Any], setup: Mapping[str, Any]) -> str:
     if results["contests"]:
         lines += [
             "",
-            "| model | A | B | trained tokens per CPU second: A | B | A / B, paired by step | steps | peak memory, MB: A | B |",
+            f"| model | A | B | trained tokens per {'CPU ' if setup['device'] == 'cpu' else ''}second: A | B | A / B, paired by step | steps | peak memory, MB: A | B |",
         ]
         lines += ["|---|---|---|---|---|---|---|---|---|"]
     versions: dict[str, dict[str, str]] = {}
@@ -441,7 +444,7 @@ def tables(results: Mapping[str, Any], setup: Mapping[str, Any]) -> str:
         for other in others:
             ratios = [a / b for a, b in zip(speeds(first), speeds(other), strict=True)]
             cells = [name.split()[0], first["side"]["name"], other["side"]["name"]]
-            cells += [f"{sum(side['trained']) / sum(side['cpu_s']):.0f}" for side in (first, other)]
+            cells += [f"{sum(side['trained']) / sum(side[clock_of(side)]):.0f}" for side in (first, other)]
             cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", str(len(ratios))]
             cells += [f"{side['peak_bytes'] / 1e6:.0f}" for side in (first, other)]
             lines.append(f"| {' | '.join(cells)} |")
@@ -460,8 +463,12 @@ def tables(results: Mapping[str, Any], setup: Mapping[str, Any]) -> str:
 
 
 def speeds(side: Mapping[str, Any]) -> list[float]:
-    """Trained tokens per CPU second, step by step."""
-    return [tokens / seconds for tokens, seconds in zip(side["trained"], side["cpu_s"], strict=True)]
+    """Trained tokens per second, step by step: on a CPU of the process's own time, else by the wall clock."""
+    return [tokens / seconds for tokens, seconds in zip(side["trained"], side[clock_of(side)], strict=True)]
+
+
+def clock_of(side: Mapping[str, Any]) -> str:
+    return str(side.get("clock", "cpu_s"))
 
 
 if __name__ == "__main__":

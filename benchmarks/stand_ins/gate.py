@@ -36,6 +36,10 @@ class Gate:
         process when nobody is there any more.
         """
         facts: dict[str, Any] = {"step": self._step}
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.synchronize()  # what was started is done only then
+            facts["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
         if self._began is not None:
             facts["cpu_s"] = time.process_time() - self._began[0]
             facts["wall_s"] = time.perf_counter() - self._began[1]

@@ -44,7 +44,7 @@ def main() -> None:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=JOB["device"] == "cpu",
         **JOB["arguments"],
     )
     trainer = (unsloth_trainer if JOB["unsloth"] else trl_trainer)(arguments, rows)

@@ -4,12 +4,14 @@
 
 The trainer is not changed: torch itself calls back after every step of an optimizer. The first step is taken without
 waiting, so whoever started the process sees how long it takes to get there. A line "flops" on standard input lets the next step
-be counted, any other line lets it run. JOB.json holds `threads`, and `draws`: a file for `equal_draws.py`, or null.
+be counted, any other line lets it run. JOB.json holds `threads`, `draws`: a file for `equal_draws.py`, or null,
+and `budget_gb`: the memory of the GPU that torch may take, in 10^9 bytes, or null.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -49,7 +51,6 @@ class Watch:
         facts: dict[str, Any] = {"num_trained": sum(weight.numel() for weight in trained)}
         if cuda.is_available():
             cuda.synchronize()
-            facts["peak_cuda_bytes"] = cuda.max_memory_allocated()
         if self._counter is not None:
             self._counter.__exit__(None, None, None)
             facts["flops"] = self._counter.get_total_flops()
@@ -63,7 +64,7 @@ class Watch:
 
 
 def flop_counter() -> Any:
-    """torch's counter, which also knows of the attention that runs on CPUs."""
+    """torch's counter, which also knows of the attention that runs on CPUs, and of oneDNN's product asked for by name."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -73,10 +74,14 @@ def flop_counter() -> Any:
     def backward(grad_out: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         return int(sdpa_backward_flop_count(grad_out, query, key, value))
 
+    def linear(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return int(2 * math.prod(x) * weight[0])
+
     aten = torch.ops.aten
     on_cpu = {
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        torch.ops.mkldnn._linear_pointwise: linear,
     }
     return FlopCounterMode(display=False, custom_mapping=on_cpu)
 
@@ -88,6 +93,9 @@ def main() -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     torch.set_num_threads(job["threads"])
+    if job.get("budget_gb"):
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, job["budget_gb"] * 1e9 / total))
     watch = Watch(gate)
     watch.keep_losses()
     if job["draws"]:

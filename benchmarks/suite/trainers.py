@@ -71,6 +71,7 @@ class Command:
     Attributes:
         draws: a file of `equal_draws.py`, for a trainer that is not ours.
         stand_in: whether torchvision may be served where it is missing.
+        budget_gb: that torch is held to on a GPU, in 10^9 bytes; None for all there is.
     """
 
     python: str
@@ -79,11 +80,13 @@ class Command:
     draws: Path | None = None
     stand_in: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
+    budget_gb: float | None = None
 
     def start(self, name: str, place: Path, threads: int) -> Stepper:
         """The trainer, stopped after its first step."""
         place.mkdir(parents=True, exist_ok=True)
         job = {"threads": threads, "draws": str(self.draws) if self.draws else None, "stand_in": self.stand_in}
+        job["budget_gb"] = self.budget_gb
         (place / "job.json").write_text(json.dumps(job) + "\n", "utf-8")
         words = [self.python, STAND_INS / "watched.py", place / "job.json", self.script, *self.arguments]
         return Stepper(name, list(map(str, words)), place, threads, self.environment)

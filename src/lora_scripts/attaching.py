@@ -53,6 +53,8 @@ def attach_adapter(family: ModelFamily, config: RunConfig, events: Events) -> Ad
         config.block_rates,
     )
     adapter = attach(components, targets, seed=config.seed, form=adapter_form(config, ranks))
+    if config.fuse_layers:  # swapped blocks have places of their own for their weights
+        adapter.compute_together(family.same_input(), joined=family.joins_weights and config.block_swap == 0)
     check_blocks("block_rates", rates, adapter.layers)
     adapter.block_rates = rates
     if older is not None:

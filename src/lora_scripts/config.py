@@ -314,8 +314,10 @@ class SpeedSettings(Section):
     """Start all kernels of a pass at once, instead of one by one from Python. auto: on a CUDA GPU wherever it is possible; true on a CPU runs the same code without the gain."""
     low_bit_matmul: Literal["none", "fp8", "int8", "auto"] = "none"
     """Multiply with the large frozen weights in 8 bits while training: fp8 on Ada and Hopper, int8 elsewhere; needs torchao (docs/speed.md). auto: on a CUDA GPU, in the kind that it has. Rounds, so a run is not resumed with another one."""
-    block_swap: Annotated[int, Field(ge=0, le=1024)] = 0
-    """So many blocks of the frozen model stay in the computer's memory and are fetched while the ones before them compute; for models that do not fit otherwise. `lora-scripts plan` says how many it takes."""
+    fuse_layers: bool = True
+    """Compute layers that read the same input together (q, k and v of an attention), as far as the kind of adapter allows (docs/speed.md)."""
+    block_swap: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = 0
+    """So many blocks of the frozen model stay in the computer's memory and are fetched while the ones before them compute; for models that do not fit otherwise. auto: as few as it takes to fit, after smaller passes and checkpointing where those are auto too (docs/memory.md)."""
 
 
 class LossSettings(Section):

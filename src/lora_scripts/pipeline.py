@@ -82,6 +82,7 @@ def run(
     from lora_scripts.judging import make_judge
     from lora_scripts.low_bit_choice import choose_low_bit
     from lora_scripts.models.source import resolve_base_model
+    from lora_scripts.planning.choose_swap import choose_block_swap
     from lora_scripts.planning.fit_memory import fit_memory
     from lora_scripts.processes import LostProcessError, spread_over
     from lora_scripts.speeding import choose_speed, keep_at_hand
@@ -97,7 +98,6 @@ def run(
 
     # The frozen model, with the LoRAs beneath the one that trains.
     config = choose_low_bit(config, events)
-    task = task_of(config)
     beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
     source = with_base_loras(source, beneath)
@@ -107,6 +107,8 @@ def run(
     began = Chosen.read(config.output_dir)
     config = spread_over(config, processes, began)
     dtype = choose_dtype(config, device, source, began)
+    config = choose_block_swap(config, source, device, dtype, began, events, processes)
+    task = task_of(config)
     events.note(f"Base model {source.title} ({source.family}): reading its weights.")
     family = family_class(source.family).load(source, config, device, dtype)
     for line in fold_base_loras(family.components, beneath):

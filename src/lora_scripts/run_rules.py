@@ -107,8 +107,8 @@ def run_faults(config: RunConfig) -> list[str]:
         inert("early_stopping", "the validation loss is off")
     if config.batch_size != "auto":
         inert("effective_batch", "batch_size is a number, times gradient_accumulation_steps, not auto")
-        if config.gradient_checkpointing != "auto":
-            inert("memory_limit_gb", "neither batch_size nor gradient_checkpointing is auto")
+        if "auto" not in (config.gradient_checkpointing, config.block_swap):
+            inert("memory_limit_gb", "neither batch_size nor gradient_checkpointing nor block_swap is auto")
     elif config.effective_batch is not None:
         inert("gradient_accumulation_steps", "effective_batch says how many pictures a step has")
     if (

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lora_scripts.config import RunConfig
 
-__all__ = ["can_swap", "graph_obstacles", "low_bit_obstacles", "speed_faults"]
+__all__ = ["can_swap", "graph_obstacles", "low_bit_obstacles", "speed_faults", "swapped_blocks"]
+
+
+def swapped_blocks(config: RunConfig) -> int:
+    """Blocks of the model that are swapped; of auto none, until it is chosen."""
+    return 0 if config.block_swap == "auto" else config.block_swap
 
 
 def graph_obstacles(config: RunConfig) -> list[str]:
@@ -17,7 +22,7 @@ def graph_obstacles(config: RunConfig) -> list[str]:
         obstacles.append("train_text_encoder: captions become tokens within the pass, on the CPU")
     if config.lora_dropout:
         obstacles.append("lora_dropout: every pass draws its own random numbers")
-    if config.block_swap:
+    if swapped_blocks(config):
         obstacles.append("block_swap: what is fetched when is decided as the pass goes")
     if config.gradient_checkpointing is True:
         obstacles.append("gradient_checkpointing: the backward pass asks for the state of the random generator")
@@ -47,7 +52,10 @@ def speed_faults(config: RunConfig) -> list[str]:
             f"low_bit_matmul: {kind}: not with {reason}. Remove one of them." for reason in low_bit_obstacles(config)
         ]
     if config.block_swap:
-        faults += [f"block_swap: not with {reason}. Remove one of them." for reason in _swap_obstacles(config)]
+        faults += [
+            f"block_swap: {config.block_swap}: not with {reason}. Remove one of them."
+            for reason in _swap_obstacles(config)
+        ]
     return faults
 
 

@@ -7,7 +7,7 @@ Source: Hu et al. 2021, arXiv 2106.09685; scale as PEFT and kohya's sd-scripts, 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,11 @@ from lora_scripts.adapters.resize import fit_rank
 from lora_scripts.adapters.weights import LayerChange, LoRATensors
 from lora_scripts.errors import ModelError
 from lora_scripts.models.low_bit_layers import low_bit_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lora_scripts.adapters.same_input import SameInput
 
 __all__ = ["LoRAConv2d", "LoRAInit", "LoRALayer", "LoRALinear"]
 
@@ -103,16 +108,33 @@ class LoRALayer(AdapterLayer):
 
 
 class LoRALinear(LoRALayer):
-    """x W^T + b + alpha / R * dropout(x) A^T B^T; x [..., in], A [R, in], B [out, R]."""
+    """x W^T + b + alpha / R * dropout(x) A^T B^T; x [..., in], A [R, in], B [out, R].
+
+    Attributes:
+        group: the layers that read the same input, this one among them; None for a layer by itself.
+    """
 
     base: nn.Linear
+    group: SameInput | None = None
+
+    def can_share(self, x: Tensor) -> bool:
+        """Whether this layer may be computed together with others that read the same input."""
+        return self.scale * self.strength != 0.0 and self._can_fuse(x) and low_bit_of(self.base) is None
 
     def _can_fuse(self, x: Tensor) -> bool:
         return self._plain and not (self._dropping or self._hooked or torch.is_autocast_enabled(x.device.type))
 
     def _fused(self, x: Tensor, scale: float) -> Tensor:
+        if self.group is not None and (out := self.group.output(self, x)) is not None:
+            return out
         low_bit = low_bit_of(self.base)
         return linear_low_rank(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, scale, low_bit=low_bit)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoRALinear:
+        if self.group is not None:
+            self.group.take_apart()  # what moves or converts a weight makes a new one of it
+        super()._apply(fn, recurse)
+        return self
 
     def _product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         low = F.linear(x, A.to(x.dtype))

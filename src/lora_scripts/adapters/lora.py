@@ -13,6 +13,7 @@ from lora_scripts.adapters.dense import dense_weight
 from lora_scripts.adapters.kinds import AdapterForm, AdapterKind
 from lora_scripts.adapters.layer import AdapterLayer, at_strength, weight_shape
 from lora_scripts.adapters.layers import LoRAConv2d, LoRAInit, LoRALinear
+from lora_scripts.adapters.same_input import SameInput, can_group
 from lora_scripts.adapters.targets import match_layers
 from lora_scripts.adapters.weights import LayerChange, LayerChanges
 from lora_scripts.errors import ConfigError, ModelError, ResumeError
@@ -73,6 +74,23 @@ class Adapter:
         """Drops every gradient."""
         for parameter in self._parameters:
             parameter.grad = None
+
+    def compute_together(self, groups: Sequence[Sequence[str]], *, joined: bool) -> int:
+        """Has layers that read the same input computed together, as far as their kind allows; how many groups there are now.
+
+        Args:
+            groups: names of layers, trained here or not, each group in the order in which they are called.
+            joined: the frozen weights are one product too; see `adapters.same_input`.
+        """
+        count = 0
+        for names in groups:
+            layers = [layer for name in names if type(layer := self.layers.get(name)) is LoRALinear]
+            if len(layers) > 1 and all(can_group(layer, layers[0]) for layer in layers):
+                group = SameInput(layers, joined=joined)
+                for layer in layers:
+                    layer.group = group
+                count += 1
+        return count
 
     def strength(self, strength: float) -> AbstractContextManager[None]:
         """A block within which the change counts `strength` times, as in `<lora:NAME:0.7>`, and dropout is off."""

@@ -42,6 +42,8 @@ class BatchesAhead:
         self._thread = ThreadPoolExecutor(1, "batches") if ahead else None
         on_gpu = ahead and device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        if self._stream is not None:  # encodings that lie on the device may be on their way there still
+            self._stream.wait_stream(torch.cuda.current_stream(device))
         self._announced: deque[tuple[Sample, ...]] = deque()
         self._waiting: deque[tuple[tuple[Sample, ...], Future[tuple[Batch, torch.cuda.Event | None]]]] = deque()
 

@@ -9,6 +9,7 @@ Legend for shapes: B texts, L longest of them in tokens, M most trained tokens, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
@@ -33,9 +34,11 @@ from lora_scripts.models.language_model import (
 from lora_scripts.models.last_layer import KEPT, can_finish_for_some
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.quantised import load_quantised
+from lora_scripts.models.same_input import watched_groups
 from lora_scripts.models.segment_attention import Segments, segments_at_work
 from lora_scripts.objectives.next_token import Head, next_token_losses
 from lora_scripts.objectives.preference import Preference
+from lora_scripts.speed_rules import swapped_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,6 +62,8 @@ class CausalLanguageModel:
     task: ClassVar[str] = "text-generation"
     num_levels: ClassVar[int] = 1
     few_shapes: ClassVar[bool] = False
+    # Measured, one product is no faster here, and the values would hold the queries and keys beside them until the backward pass.
+    joins_weights: ClassVar[bool] = False
     conv_targets: ClassVar[Mapping[str, Sequence[str]]] = {}
     block_roles: ClassVar[BlockRoles] = {}
 
@@ -83,6 +88,7 @@ class CausalLanguageModel:
         self.notes = list(language_model_targets(model).notes)
         """Lines for people on how the model is run."""
         self._own_head = True
+        self._same_input: Sequence[Sequence[str]] = ()
         self._finishes_for_some = can_finish_for_some(model)
         self.packs = packing
         if tried:
@@ -93,7 +99,7 @@ class CausalLanguageModel:
         tokenizer = load_tokenizer(source.path, source.name)
         if config.quantization == "none":
             model = load_language_model(source.path, source.name, dtype)
-            swap_blocks(_layers(model), config.block_swap, device)  # so that the device never holds them all
+            swap_blocks(_layers(model), swapped_blocks(config), device)  # so that the device never holds them all
             model = model.to(device)
         else:
             model = load_quantised(source.path, source.name, dtype, device, config.quantization)
@@ -105,7 +111,10 @@ class CausalLanguageModel:
         tokenizer = load_tokenizer(source.path, source.name)
         model = outline_language_model(source.path, source.name, dtype).eval()
         fill_with_nothing(model, device)
-        return cls(model, tokenizer, config.packing, _preference(config), tried=False)
+        family = cls(model, tokenizer, config.packing, _preference(config), tried=False)
+        with contextlib.suppress(Exception):  # what cannot run with fake tensors is told by whoever asks what it takes
+            family._watch(torch.zeros(TRIAL_LENGTHS[0], dtype=torch.long, device=device))
+        return family
 
     @property
     def components(self) -> Mapping[str, nn.Module]:
@@ -138,6 +147,9 @@ class CausalLanguageModel:
 
     def blocks(self) -> Sequence[nn.Module]:
         return _layers(self.model)
+
+    def same_input(self) -> Sequence[Sequence[str]]:
+        return self._same_input
 
     def fusable_parts(self) -> Sequence[nn.Module]:
         """Norms, attention and feed-forward halves: a layer as a whole is what checkpointing repeats, so it stays as it is."""
@@ -271,9 +283,17 @@ class CausalLanguageModel:
     # Finding out what it allows ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def _watch(self, text: Tensor) -> None:
+        """Sees which layers read the same tensor."""
+        with watched_groups(LANGUAGE_MODEL, self.model) as groups:
+            self.model(input_ids=text[None], use_cache=False)
+        self._same_input = groups
+
+    @torch.no_grad()
     def _try_out(self) -> None:
         """Compares our way of running the model with its own, on a few tokens; what differs is left to the model."""
         texts = _trial_texts(self.model.get_input_embeddings().num_embeddings, self.model.device)
+        self._watch(texts[0])
         own = torch.cat([self.model(input_ids=text[None], use_cache=False).logits[0].float() for text in texts])
         batch = _trial_batch(texts)
         if self._finishes_for_some and not self._agrees(batch, own):

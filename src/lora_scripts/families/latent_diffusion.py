@@ -23,9 +23,11 @@ from lora_scripts.families.class_prompt import ClassPrompt
 from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
 from lora_scripts.models.block_swap import swap_blocks
 from lora_scripts.models.outline import fill_with_nothing
+from lora_scripts.models.same_input import attention_groups
 from lora_scripts.models.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
 from lora_scripts.objectives.ddpm import NoiseSchedule
 from lora_scripts.objectives.denoising import DenoisingObjective
+from lora_scripts.speed_rules import swapped_blocks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,6 +66,7 @@ class LatentDiffusion(ABC):
     task: ClassVar[str] = "text-to-image"
     num_levels: ClassVar[int] = 16
     few_shapes: ClassVar[bool] = True
+    joins_weights: ClassVar[bool] = True
     conv_targets: ClassVar[Mapping[str, Sequence[str]]] = {"unet": UNET_CONVOLUTIONS}
     block_roles: ClassVar[BlockRoles] = {
         "content": ("unet.down.2", "unet.mid", "unet.up.1"),
@@ -94,7 +97,7 @@ class LatentDiffusion(ABC):
         if device.type in CHANNELS_LAST:
             parts.unet.to(memory_format=torch.channels_last)
         family = cls(parts, source, config, device)
-        swap_blocks(family.blocks(), config.block_swap, device)
+        swap_blocks(family.blocks(), swapped_blocks(config), device)
         return family
 
     @classmethod
@@ -211,6 +214,9 @@ class LatentDiffusion(ABC):
         unet = self._parts.unet
         parts = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
         return [m for part in parts for m in part.modules() if type(m).__name__ == "BasicTransformerBlock"]
+
+    def same_input(self) -> Sequence[Sequence[str]]:
+        return attention_groups(self.components)
 
     def fusable_parts(self) -> Sequence[nn.Module]:
         return [module for module in self._parts.unet.modules() if type(module).__name__ in FUSABLE]

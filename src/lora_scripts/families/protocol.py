@@ -147,6 +147,7 @@ class ModelFamily(Protocol):
         block_roles: which blocks decide what is in a picture and which its look, for `preset`; empty where nobody knows.
         components: the modules that adapters can be attached to: {"unet": ..., "text_encoder": ...}.
         few_shapes: whether all batches have one of a few shapes (buckets), rather than each its own (texts).
+        joins_weights: whether the frozen weights of layers with the same input become one product; see `adapters.same_input`.
         num_levels: most noise levels at which an example can be measured; 1 where the loss draws nothing.
     """
 
@@ -154,6 +155,7 @@ class ModelFamily(Protocol):
     task: ClassVar[str]
     num_levels: ClassVar[int]
     few_shapes: ClassVar[bool]
+    joins_weights: ClassVar[bool]
     conv_targets: ClassVar[Mapping[str, Sequence[str]]]
     block_roles: ClassVar[BlockRoles]
 
@@ -186,6 +188,10 @@ class ModelFamily(Protocol):
 
     def blocks(self) -> Sequence[nn.Module]:
         """The large blocks of the model in the order in which they compute; empty where they are not known."""
+        ...
+
+    def same_input(self) -> Sequence[Sequence[str]]:
+        """Names of linear layers, as an adapter has them, that read the same tensor, each group in the order of their calls."""
         ...
 
     def fusable_parts(self) -> Sequence[nn.Module]:

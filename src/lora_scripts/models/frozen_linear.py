@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["PLAIN_LINEAR", "FrozenLinear", "freeze_linears", "product"]
+__all__ = ["PLAIN_LINEAR", "FrozenLinear", "add_product", "freeze_linears", "product"]
 
 HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
@@ -32,18 +32,30 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: [out, in], of any strides: a transposed one needs no copy.
         bias: [out].
     """
+    if _through_onednn(x, weight):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return F.linear(x, weight, bias)
+
+
+def add_product(total: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Adds x W^T to the total, [N,out], without a gradient: x [N,in], W [out,in] of any strides."""
+    if _through_onednn(x, weight):
+        total.add_(product(x, weight))
+    else:
+        torch.addmm(total, x, weight.t(), out=total)  # which torch's counter of operations knows, unlike addmm_
+
+
+def _through_onednn(x: Tensor, weight: Tensor) -> bool:
     recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if (
+    return (
         HAS_ONEDNN
         and not recorded
         and x.dtype is torch.float32
         and x.device.type == "cpu"
         and x.numel() * weight.shape[0] >= FEWEST_MULTIPLICATIONS
         and not torch.compiler.is_compiling()
-    ):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return out
-    return F.linear(x, weight, bias)
+    )
 
 
 class FrozenLinear(nn.Linear):

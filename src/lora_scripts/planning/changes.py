@@ -15,7 +15,7 @@ from lora_scripts.planning.memory_plan import (
     optimizer_bytes,
 )
 from lora_scripts.planning.quantised_bytes import QUANTIZATIONS
-from lora_scripts.speed_rules import can_swap
+from lora_scripts.speed_rules import can_swap, swapped_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -108,9 +108,10 @@ def _steps(
         more = passes.saved_by(kind) - passes.saved_by(QUANTIZATIONS[held])
         needs, held = needs.beside(-more), QUANTIZATIONS.index(kind)
         yield f"quantization: {kind}", "weights are rounded", total()
-    if config.block_swap < passes.num_blocks and config.quantization == "none" and held == 0 and can_swap(config):
-        here, most = passes.saved_by_swapping(config.block_swap), passes.num_blocks
-        counts = range(config.block_swap + 1, most + 1)
+    swapped = swapped_blocks(config)
+    if swapped < passes.num_blocks and config.quantization == "none" and held == 0 and can_swap(config):
+        here, most = passes.saved_by_swapping(swapped), passes.num_blocks
+        counts = range(swapped + 1, most + 1)
         fitting = (n for n in counts if total() - (passes.saved_by_swapping(n) - here) <= plan.budget_bytes)
         count = next(fitting, None)
         if count is not None:

@@ -49,9 +49,15 @@ def _attention_backward(
     return count
 
 
+def _linear(x: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> int:
+    return 2 * x.numel() * weight.shape[0]
+
+
 _FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     # Attention on a CPU, which torch has no formula for.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    # oneDNN's product, which `models.frozen_linear` asks for by name.
+    torch.ops.mkldnn._linear_pointwise: _linear,
 }

@@ -8,29 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from lora_scripts.attaching import attach_adapter
 from lora_scripts.base_loras import find_base_loras, named
 from lora_scripts.config import RunConfig
 from lora_scripts.data.sampler import StepPlan, mean_uses
 from lora_scripts.devices import choose_device, choose_dtype
 from lora_scripts.errors import ModelError
-from lora_scripts.families import family_class
 from lora_scripts.low_bit_choice import choose_low_bit
 from lora_scripts.models.source import resolve_base_model
 from lora_scripts.planning.activations import UnpredictableError
 from lora_scripts.planning.budget import USABLE, memory_budget
 from lora_scripts.planning.changes import Change, changes_that_save
+from lora_scripts.planning.choose_swap import fewest_blocks
 from lora_scripts.planning.fit_memory import written_cut
 from lora_scripts.planning.memory_plan import MemoryPlan, choose_plan
 from lora_scripts.planning.memory_terms import Term, memory_terms
-from lora_scripts.planning.passes import Passes
+from lora_scripts.planning.outlined_run import outlined_run
 from lora_scripts.preflight.disk import DiskNeed, output_need
 from lora_scripts.preflight.run_length import RunLength, steps_done
-from lora_scripts.tasks import task_of
+from lora_scripts.speed_rules import swapped_blocks
 from lora_scripts.training.chosen import Chosen
 from lora_scripts.training.events import Events
 from lora_scripts.training.matmul_rate import matmul_rate
@@ -82,6 +82,7 @@ class Forecast:
         terms: `plan.num_bytes` by what it is for.
         changes: what makes it fit, cheapest first; empty where it fits. The last one alone may make it fit.
         device_bytes: what `--memory-gb` said; None for this machine.
+        block_swap: blocks that are swapped, as written or as chosen for auto.
     """
 
     facts: Sequence[tuple[str, str]]
@@ -91,6 +92,7 @@ class Forecast:
     work: Work
     disk: DiskNeed
     device_bytes: int | None = None
+    block_swap: int = 0
 
     @property
     def fits(self) -> bool:
@@ -106,31 +108,34 @@ def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress
     Raises:
         LoraScriptsError: the model or the data cannot be used, or the model cannot be run with fake tensors.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     config = choose_low_bit(config, Events()) if memory_gb is None else config
-    task = task_of(config)
     beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
     device = choose_device(config.device)
     began = Chosen.read(config.output_dir)
     dtype = choose_dtype(config, device, source, began) if memory_gb is None else _dtype_of_a_card(config, source)
-    # An older LoRA to go on from changes no shape, nor do those beneath, so none is read.
-    settings = config.model_copy(update={"init_lora_weights": None})
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        family = family_class(source.family).outline(source, config, device, dtype)
-        adapter = attach_adapter(family, settings, Events())
-    data = task.outline(family, device, progress)
+    outlined = outlined_run(config, source, device, dtype, progress)
+    adapter, data, passes = outlined.adapter, outlined.data, outlined.passes
 
     # Memory.
-    passes = Passes(config, family, adapter, data.train, device)
     card = torch.device("cuda") if memory_gb is not None else device
     held = 0 if memory_gb is None else CUDA_BYTES
     budget = memory_budget(device, config.memory_limit_gb, 0) if memory_gb is None else round(USABLE * memory_gb * 1e9)
     micro_batch, checkpointing = written_cut(config, card, began)
     try:
+        choose = partial(
+            choose_plan,
+            budget_bytes=budget,
+            effective_batch=config.step_size,
+            micro_batch=micro_batch,
+            checkpointing=checkpointing,
+        )
+        if config.block_swap == "auto":
+            count = fewest_blocks(passes, passes.needs.beside(held), choose)
+            config = config.model_copy(update={"block_swap": count})
+            passes = passes.with_config(config)
         needs = passes.needs.beside(held - passes.saved_by(config.quantization))
-        plan = choose_plan(needs, budget, config.step_size, micro_batch=micro_batch, checkpointing=checkpointing)
+        plan = choose(needs)
         terms = memory_terms(passes, adapter, needs, plan, config, held)
         changes = [] if plan.fits else changes_that_save(config, card, plan, needs, passes, data)
         trace = passes.trace(plan.micro_batch, plan.checkpointing)
@@ -161,9 +166,12 @@ def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress
     disk = output_need(config, length, adapter.num_parameters, len(data.train.examples), data.previews, data.resolution)
     kind = str(dtype).removeprefix("torch.")
     facts = [("base model", f"{source.title} ({source.family}), {kind}"), *data.facts]
+    if swapped_blocks(config):
+        facts.append(("block_swap", f"{config.block_swap} of {passes.num_blocks} blocks"))
     if beneath:
         facts.insert(1, ("base LoRAs", f"{named(beneath)}, folded into it"))
-    return Forecast(facts, plan, terms, changes, work, disk, None if memory_gb is None else round(memory_gb * 1e9))
+    device_bytes = None if memory_gb is None else round(memory_gb * 1e9)
+    return Forecast(facts, plan, terms, changes, work, disk, device_bytes, swapped_blocks(config))
 
 
 def _dtype_of_a_card(config: RunConfig, source: BaseModel) -> torch.dtype:

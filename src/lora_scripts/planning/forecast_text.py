@@ -48,6 +48,7 @@ def forecast_json(forecast: Forecast) -> dict[str, Any]:
         "batch_size": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_checkpointing": plan.checkpointing,
+        "block_swap": forecast.block_swap,
         "changes": [dict(vars(change)) for change in forecast.changes],
         "work": {
             "steps": work.steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from lora_scripts.planning.activations import PassTrace, trace_pass
 from lora_scripts.planning.memory_plan import MemoryNeeds, MemoryPlan, PassBytes, optimizer_bytes
 from lora_scripts.planning.quantised_bytes import Quantization, quantised_saving
 from lora_scripts.planning.trial_pass import largest_pass, trial_pass
+from lora_scripts.speed_rules import swapped_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -50,11 +52,18 @@ class Passes:
         """The same model on other examples."""
         return Passes(self._config, self._family, self._adapter, data, self._device)
 
+    def with_config(self, config: RunConfig) -> Passes:
+        """The same passes, of which nothing is predicted anew, where other settings decide what else takes memory."""
+        other = copy(self)
+        other._config = config
+        other.__dict__.pop("needs", None)
+        return other
+
     @property
     def weight_bytes(self) -> int:
         """Of the components that take part in a step, adapter included, as far as they are on the device at a time."""
         stored = sum(stored_bytes(self._family.components[name]) for name in self._adapter.groups())
-        return stored - self.saved_by_swapping(self._config.block_swap) + self.low_bit_bytes
+        return stored - self.saved_by_swapping(swapped_blocks(self._config)) + self.low_bit_bytes
 
     @property
     def low_bit_bytes(self) -> int:

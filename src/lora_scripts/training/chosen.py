@@ -31,6 +31,7 @@ class Chosen:
     dtype: torch.dtype
     num_processes: int = 1
     low_bit: str = "none"
+    block_swap: int = 0
 
     @property
     def step_size(self) -> int:
@@ -56,5 +57,6 @@ class Chosen:
                     ],
                     int(state["loop"].get("num_processes", 1)),
                     str(identity.get("low_bit_matmul", "none")),
+                    int(state["loop"].get("block_swap", 0)),
                 )
         return None

@@ -74,6 +74,7 @@ class StaticPasses:
         self._grads: dict[int, Tensor] = {}
         self._shapes: dict[tuple[object, ...], _Shape] = {}
         self._pool: object | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, batch: Batch) -> Loss:
         """The loss of the batch; its gradient has been added.
@@ -146,22 +147,32 @@ class StaticPasses:
     def _captured(self, static: Batch, inputs: dict[str, Tensor]) -> _Shape:
         """The pass as a graph, compared with the pass itself."""
         current = torch.cuda.current_stream(self._device)
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        # One stream for all warm-ups and recordings: it has its workspaces before anything is recorded, and a pool may be shared.
+        stream = self._stream = self._stream or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 expected, grads = self._differentiated(static)
-        current.wait_stream(side)
+        current.wait_stream(stream)
         self._make_gradients(grads)
         self._take_over_gradients()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):  # type: ignore[arg-type]
+            with (
+                torch.cuda.device(self._device),
+                torch.cuda.graph(
+                    graph,
+                    pool=self._pool,  # type: ignore[arg-type]
+                    stream=stream,
+                    capture_error_mode="thread_local",  # the thread that makes batches ahead goes on pinning and copying
+                ),
+            ):
                 loss, new = self._differentiated(static)
                 self._add(new)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+            torch.cuda.set_stream(current)  # torch leaves its own in place where ending a broken recording fails
+            if (short := _out_of_memory(error)) is not None:
+                raise short from None
             raise GraphFaultError(str(error).splitlines()[0][:160]) from None
         self._pool = self._pool or graph.pool()
         before = {index: grad.clone() for index, grad in self._grads.items()}
@@ -183,6 +194,13 @@ class StaticPasses:
         for index, grad in enumerate(grads):
             if grad is not None and index not in self._grads:
                 self._grads[index] = torch.zeros_like(self._parameters[index])
+
+
+def _out_of_memory(error: BaseException | None) -> BaseException | None:
+    """The lack of memory that was the reason, also where another error came of it."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error
 
 
 def _copy(loss: Loss) -> Loss:

@@ -49,6 +49,7 @@ class LoopState:
         smoothed_steps: how many losses went into it.
         micro_batch: examples in one pass, once memory has shown how many fit; 0 before the first step.
         checkpointing: whether activations are computed again in the backward pass.
+        block_swap: blocks of the frozen model that were swapped.
         guard: what the guard against anomalies remembers.
         validations: every measurement of the validation loss so far, as `training.validation` keeps them.
         best_step: the saved step that would be exported now; None without measurements.
@@ -63,6 +64,7 @@ class LoopState:
     scaler: dict[str, Any] = field(default_factory=dict)
     micro_batch: int = 0
     checkpointing: bool = False
+    block_swap: int = 0
     guard: dict[str, Any] = field(default_factory=dict)
     validations: list[dict[str, Any]] = field(default_factory=list)
     best_step: int | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_scripts.config import RunConfig
 from lora_scripts.run_lock import require_own_folder
+from lora_scripts.speed_rules import swapped_blocks
 from lora_scripts.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -39,7 +40,7 @@ FREE_TO_CHANGE = frozenset(
         "gradient_checkpointing", "output_dir", "output_name", "save_steps", "keep_checkpoints", "log_steps",
         "save_precision", "metadata_level", "description", "sample_prompts", "sample_every", "sample_negative_prompt",
         "sample_steps", "sample_guidance", "sample_seed", "sample_tokens", "epochs", "max_steps", "keep", "clip_model", "effective_batch",
-        "memory_limit_gb", "compile", "cuda_graphs", "block_swap",
+        "memory_limit_gb", "compile", "cuda_graphs", "block_swap", "fuse_layers",
     }
 )  # fmt: skip
 """Settings that do not shape the weights by themselves: data, base model and base LoRAs are compared by content, steps by number."""
@@ -114,16 +115,19 @@ class Resumable:
         checkpoint, notes = newest_checkpoint(output_dir)
         for line in notes:
             events.note(line, "warning")
-        checkpointing = self._config.gradient_checkpointing is True
+        now: dict[str, Any] = {
+            "checkpointing": self._config.gradient_checkpointing is True,
+            "block_swap": swapped_blocks(self._config),
+        }
         if checkpoint is None:
-            return LoopState(checkpointing=checkpointing)
+            return LoopState(**now)
         folder = output_dir / f"checkpoint-{checkpoint.step}"
         loras = [path for path in folder.iterdir() if path.stem.endswith(f"-{checkpoint.step}")]
         saved = {**_settings_by_default(), **checkpoint.identity}
         refuse_differences(saved, self._identity, output_dir, loras[0] if loras else None)
         self._adapter.load_state_dict(checkpoint.adapter)
         load_optimizer_state(self._optimizer, checkpoint.optimizer_tensors, checkpoint.optimizer_state)
-        state = LoopState(**{**checkpoint.loop, "checkpointing": checkpointing})
+        state = LoopState(**{**checkpoint.loop, **now})
         if state.scaler:
             self._scaler.load_state_dict(state.scaler)
         events.note(f"Resuming after step {state.step}, from {folder}.")

@@ -152,3 +152,32 @@ def test_a_result_is_told_with_its_ratio_paired_by_turn() -> None:
     assert "50 %" in ours  # of 1 TFLOP/s, in the median second
     assert "3.00 (2.00 to 4.00)" in theirs
     assert theirs[-2:] == ["20.00 %", "11.11 %"]
+
+
+def test_budgets_that_were_not_measured_say_why_and_failures_what_they_lacked() -> None:
+    from suite.budgets import budget_contests, last_words, tell
+
+    contests = budget_contests("cuda", tiny=False)
+    assert {name.split("-")[1] for name in contests} == {"8", "16"}
+    assert tell(contests, {}, "no GPU").count("not measured: no GPU") == len(contests) == 12
+    words = last_words("error: Out of memory with a single example (CUDA).\nthe end of a log\n")
+    text = tell(contests, {"budget-8-sdxl-plain": {"failed": words}}, "no GPU")
+    assert "| 8 GB | sdxl, 1024 px, plain | does not run: error: Out of memory with a single example (CUDA). |" in text
+
+
+def test_a_run_within_a_budget_tells_what_was_chosen_and_how_fast_it_is(tmp_path: Path) -> None:
+    import argparse
+
+    from suite.budgets import budget_contests, hold, tell
+
+    # The tiny SDXL takes more than this, so blocks are swapped; what it takes all the same is not held against it on a CPU.
+    contests = budget_contests("cpu", tiny=True, budgets_gb=[0.0006])
+    name, budget = next(iter(contests.items()))
+    result = hold(budget, tmp_path, argparse.Namespace(steps=1, threads=1))
+    assert "failed" not in result
+    assert result["chosen"]["block_swap"] > 0
+    assert result["chosen"]["gradient_checkpointing"] is True
+    assert result["flops_per_step"] > 0
+    assert json.loads(json.dumps(result))["contest"]["memory_gb"] == 0.0006
+    row = next(line for line in tell({name: budget}, {name: result}, "not run").splitlines() if "tiny-sdxl" in line)
+    assert "not measured" not in row
