@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_scripts.errors import ConfigError
+
 if TYPE_CHECKING:
     from lora_scripts.config import RunConfig
 
-__all__ = ["can_swap", "graph_obstacles", "speed_faults"]
+__all__ = ["can_swap", "graph_obstacles", "require_processes", "speed_faults"]
 
 
 def graph_obstacles(config: RunConfig) -> list[str]:
@@ -31,7 +33,18 @@ def speed_faults(config: RunConfig) -> list[str]:
         faults += [f"cuda_graphs: true: not with {reason}. Remove one of them." for reason in graph_obstacles(config)]
     if config.block_swap:
         faults += [f"block_swap: not with {reason}. Remove one of them." for reason in _swap_obstacles(config)]
+    if config.shard_model:
+        faults += [f"shard_model: not with {reason}. Remove one of them." for reason in _shard_obstacles(config)]
     return faults
+
+
+def require_processes(config: RunConfig, count: int) -> None:
+    """Raises ConfigError when the model is to be cut over the processes of a run that has only one."""
+    if config.shard_model and count == 1:
+        raise ConfigError(
+            "shard_model: true: this run has one process, so there is nobody to share the weights with. Start it with "
+            "torchrun --nproc-per-node N (docs/several-gpus.md), or set shard_model: false."
+        )
 
 
 def can_swap(config: RunConfig) -> bool:
@@ -39,7 +52,21 @@ def can_swap(config: RunConfig) -> bool:
     return not _swap_obstacles(config)
 
 
+def _shard_obstacles(config: RunConfig) -> list[str]:
+    obstacles = _obstacles_of_absent_weights(config)
+    if config.block_swap:
+        obstacles.append("block_swap, which keeps whole blocks elsewhere")
+    if config.batch_size == "auto":
+        obstacles.append("batch_size: auto, because all processes make the same passes: write a number")
+    return obstacles
+
+
 def _swap_obstacles(config: RunConfig) -> list[str]:
+    return _obstacles_of_absent_weights(config)
+
+
+def _obstacles_of_absent_weights(config: RunConfig) -> list[str]:
+    """What needs frozen weights as they are, when they are on the device only while a block computes."""
     obstacles = []
     if config.adapter in ("dora", "oft") or config.lora_init == "pissa":
         kind = f"adapter: {config.adapter}" if config.adapter in ("dora", "oft") else "lora_init: pissa"

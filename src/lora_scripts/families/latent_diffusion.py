@@ -63,6 +63,7 @@ class LatentDiffusion(ABC):
     name: ClassVar[str]
     task: ClassVar[str] = "text-to-image"
     num_levels: ClassVar[int] = 16
+    shards = None
     few_shapes: ClassVar[bool] = True
     conv_targets: ClassVar[Mapping[str, Sequence[str]]] = {"unet": UNET_CONVOLUTIONS}
     block_roles: ClassVar[BlockRoles] = {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lora_scripts.adapters.presets import BlockRoles
     from lora_scripts.config import RunConfig
     from lora_scripts.dialogues.answers import Answer, AnswerRequest
+    from lora_scripts.models.shards import Shards
     from lora_scripts.models.source import BaseModel
     from lora_scripts.training.draws import Draws
 
@@ -148,6 +149,7 @@ class ModelFamily(Protocol):
         components: the modules that adapters can be attached to: {"unet": ..., "text_encoder": ...}.
         few_shapes: whether all batches have one of a few shapes (buckets), rather than each its own (texts).
         num_levels: most noise levels at which an example can be measured; 1 where the loss draws nothing.
+        shards: of the frozen weights; None where every process holds the whole model.
     """
 
     name: ClassVar[str]
@@ -156,6 +158,7 @@ class ModelFamily(Protocol):
     few_shapes: ClassVar[bool]
     conv_targets: ClassVar[Mapping[str, Sequence[str]]]
     block_roles: ClassVar[BlockRoles]
+    shards: Shards | None
 
     @property
     def default_targets(self) -> Mapping[str, Sequence[str]]: ...
