@@ -9,7 +9,7 @@ from lora_scripts.errors import ConfigError
 if TYPE_CHECKING:
     from lora_scripts.config import RunConfig
 
-__all__ = ["can_swap", "graph_obstacles", "require_processes", "speed_faults"]
+__all__ = ["can_shard", "can_swap", "graph_obstacles", "require_processes", "speed_faults"]
 
 
 def graph_obstacles(config: RunConfig) -> list[str]:
@@ -43,8 +43,13 @@ def require_processes(config: RunConfig, count: int) -> None:
     if config.shard_model and count == 1:
         raise ConfigError(
             "shard_model: true: this run has one process, so there is nobody to share the weights with. Start it with "
-            "torchrun --nproc-per-node N (docs/several-gpus.md), or set shard_model: false."
+            "torchrun --nproc-per-node N (docs/several-gpus.md), plan it with --processes N, or set shard_model: false."
         )
+
+
+def can_shard(config: RunConfig) -> bool:
+    """Whether this run's model can be cut over processes."""
+    return config.task_type == "text-generation" and not _shard_obstacles(config)
 
 
 def can_swap(config: RunConfig) -> bool:

@@ -154,3 +154,15 @@ def test_memory_that_no_card_has_is_refused(language_settings: Settings, plan: P
     code, _, error = plan(language_settings(), "--memory-gb", gigabytes)
     assert code == 2
     assert "write the card's memory in 10^9 bytes" in error
+
+
+def test_a_process_of_several_needs_its_share_of_the_model(language_settings: Settings, plan: Plan) -> None:
+    values = language_settings(base_model="builtin:mini-llama", gradient_checkpointing=True)
+    whole, shard = (
+        told(plan(values | more, "--json", "--processes", 4, "--memory-gb", 8))["memory"]["terms"]["frozen weights"]
+        for more in ({}, {"shard_model": True})
+    )
+    assert shard < whole
+    code, _, error = plan(values | {"shard_model": True})
+    assert code == 2
+    assert "this run has one process" in error

@@ -13,9 +13,9 @@ Source: FSDP2, torch.distributed.fsdp.fully_shard; Zhao et al. 2023, arXiv 2304.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from transformers import PreTrainedModel
 
-__all__ = ["Shards", "shard_language_model", "unsharded_parts"]
+__all__ = ["Shards", "shard_language_model", "sharding_saving", "unsharded_parts"]
 
+LAYERS_AT_ONCE = 3
+"""That are whole at the worst moment: the one that computes, the one that comes next, and what is on its way between processes."""
 NO_MORE = -1
 """Announced in place of a unit when the first process works alone no longer."""
 
@@ -57,12 +59,12 @@ class Shards:
 
     def __contains__(self, module: nn.Module) -> bool:
         """Whether the module is a unit by itself."""
-        return any(unit is module for unit in self._units)
+        return any(_module(unit) is module for unit in self._units)
 
     @contextmanager
     def whole(self, module: nn.Module) -> Iterator[None]:
         """A block within which the weights of a unit are all there, for what reads them without calling it."""
-        number = next(number for number, unit in enumerate(self._units) if unit is module)
+        number = next(number for number, unit in enumerate(self._units) if _module(unit) is module)
         unit = self._units[number]
         self._announce(number)
         unit.unshard()
@@ -123,7 +125,9 @@ class Shards:
                 yield parameter.to_local()  # type: ignore[attr-defined]
 
 
-def shard_language_model(model: PreTrainedModel, layers: Sequence[nn.Module], name: str, device: torch.device) -> Shards:
+def shard_language_model(
+    model: PreTrainedModel, layers: Sequence[nn.Module], name: str, device: torch.device
+) -> Shards:
     """Cuts the frozen weights over all processes, unit by unit, so that the device never holds more than a shard and a unit.
 
     A head that is tied to the embeddings stays whole in every process, for two units cannot own one weight.
@@ -171,6 +175,21 @@ def unsharded_parts(model: PreTrainedModel) -> list[nn.Parameter]:
     return [p for p in head.parameters() if any(p is other for other in embeddings.parameters())]
 
 
+def sharding_saving(model: PreTrainedModel, layers: Sequence[nn.Module], count: int) -> int:
+    """Bytes in each process that so many processes save, layers that are whole for a moment taken off; needs shapes alone."""
+    tied = unsharded_parts(model)
+    cut = _num_bytes(model.parameters()) - _num_bytes(tied)
+    at_once = LAYERS_AT_ONCE * max(_num_bytes(layer.parameters()) for layer in layers)
+    ends = [] if tied else [model.get_input_embeddings(), model.get_output_embeddings()]
+    at_once = max([at_once, *(2 * _num_bytes(end.parameters()) for end in ends)])
+    return max(0, cut - cut // count - at_once)
+
+
+def _num_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Of the frozen ones."""
+    return sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
+
+
 @torch.no_grad()
 def _move_the_others(model: nn.Module, device: torch.device) -> None:
     """Takes to the device what was not cut, a tied weight once."""
@@ -190,11 +209,11 @@ def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
 
     for parameter in module._parameters.values():
         if isinstance(parameter, DTensor):
-            yield parameter  # type: ignore[misc]
+            yield parameter
     for child in module.children():
         if not isinstance(child, FSDPModule):
             yield from _own_parameters(child)
 
 
 def _module(unit: FSDPModule) -> nn.Module:
-    return unit  # type: ignore[return-value]  # it is both
+    return cast("nn.Module", unit)  # `fully_shard` makes a module both

@@ -29,6 +29,8 @@ from lora_scripts.planning.memory_terms import Term, memory_terms
 from lora_scripts.planning.passes import Passes
 from lora_scripts.preflight.disk import DiskNeed, output_need
 from lora_scripts.preflight.run_length import RunLength, steps_done
+from lora_scripts.processes import Processes, spread_over
+from lora_scripts.speed_rules import require_processes
 from lora_scripts.tasks import task_of
 from lora_scripts.training.chosen import Chosen
 from lora_scripts.training.events import Events
@@ -55,7 +57,7 @@ class Work:
         cost: tokens or pixels of these uses.
         unit: which of both, in the plural.
         flops: floating-point operations, measurements of the validation loss included.
-        flops_per_s: of this machine in plain matrix products; None where it was not measured.
+        flops_per_s: of this machine in plain matrix products, in all processes together; None where it was not measured.
     """
 
     steps: int
@@ -96,22 +98,25 @@ class Forecast:
         return self.plan.fits
 
 
-def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress) -> Forecast:
+def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress, num_processes: int = 1) -> Forecast:
     """Memory, work and disk of a run.
 
     Args:
         memory_gb: memory of another machine's graphics card, in 10^9 bytes; None for this machine.
         progress: told (what, done, total) while dialogues are tokenised.
+        num_processes: that the run will be started on; the forecast is for one of them.
     Raises:
         LoraScriptsError: the model or the data cannot be used, or the model cannot be run with fake tensors.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    require_processes(config, num_processes)
     task = task_of(config)
     beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
     device = choose_device(config.device)
     began = Chosen.read(config.output_dir)
+    config = spread_over(config, Processes(count=num_processes), began)
     dtype = choose_dtype(config, device, source, began) if memory_gb is None else _dtype_of_a_card(config, source)
     # An older LoRA to go on from changes no shape, nor do those beneath, so none is read.
     settings = config.model_copy(update={"init_lora_weights": None})
@@ -121,7 +126,7 @@ def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress
     data = task.outline(family, device, progress)
 
     # Memory.
-    passes = Passes(config, family, adapter, data.train, device)
+    passes = Passes(config, family, adapter, data.train, device, num_processes)
     card = torch.device("cuda") if memory_gb is not None else device
     held = 0 if memory_gb is None else CUDA_BYTES
     budget = memory_budget(device, config.memory_limit_gb, 0) if memory_gb is None else round(USABLE * memory_gb * 1e9)
@@ -154,7 +159,7 @@ def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress
         cost,
         data.unit,
         more * cost * trace.flops / passes.cost(plan.micro_batch),
-        matmul_rate(device, dtype) if memory_gb is None else None,
+        num_processes * matmul_rate(device, dtype) if memory_gb is None else None,
     )
     disk = output_need(config, length, adapter.num_parameters, len(data.train.examples), data.previews, data.resolution)
     kind = str(dtype).removeprefix("torch.")

@@ -48,6 +48,8 @@ def memory_terms(
     quantised = "" if config.quantization == "none" else f"in {config.quantization}, head and embeddings not"
     if config.block_swap:
         quantised = f"{config.block_swap} blocks of the model are in the computer's memory"
+    if config.shard_model:
+        quantised = f"a shard of {passes.num_processes}, and layers that are whole for a moment"
     on, off = ("on", "off") if plan.checkpointing else ("off", "on")
     terms = [
         Term("frozen weights", passes.weight_bytes - weights - passes.saved_by(config.quantization), quantised),

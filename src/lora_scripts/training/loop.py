@@ -244,9 +244,7 @@ def train(
                 pauses.save(state.step)
             saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
         ending = last or state.ended
-        if (
-            pauses.preview_every and (ending or state.step % pauses.preview_every == 0) and not stopping
-        ):
+        if pauses.preview_every and (ending or state.step % pauses.preview_every == 0) and not stopping:
             with processes.first_alone() as alone:
                 if alone:
                     one_pass.forget()
