@@ -120,6 +120,9 @@ class Processes:
         """A block in which the first process may use the model while the others do nothing; true in the first.
 
         The others wait only where the model needs them: then they reach the block's inside when the first has left it.
+
+        Raises:
+            LostProcessError: a process has ended that the model needs.
         """
         if self.shards is None:
             yield self.is_first

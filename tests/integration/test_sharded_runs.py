@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import sharded_memory
+from helpers import sharded_memory, sharded_outputs
 from helpers.launched import children, command, environment, launcher, losses, run, wait_for
 
 Settings = Callable[..., dict[str, Any]]
@@ -96,17 +96,21 @@ def test_pairs_are_learnt_in_shards_as_in_one_piece(twenty_steps: Settings, tmp_
     torch.testing.assert_close(torch.tensor(losses(two)), torch.tensor(losses(one)), rtol=0, atol=1e-6)
 
 
+def launched(script: Any, num_processes: int, *arguments: str) -> None:
+    """Runs a helper's module on so many processes, to its end."""
+    words = [sys.executable, *launcher(num_processes), str(Path(script.__file__)), *arguments]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False, timeout=600)
+    assert result.returncode == 0, result.stderr
+
+
+def test_three_processes_compute_the_bits_of_one_together_and_for_the_first(tmp_path: Path) -> None:
+    launched(sharded_outputs, 3, str(tmp_path))
+    assert len(list(tmp_path.glob("done-*"))) == 3
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
 def test_each_process_holds_its_share_and_at_most_three_layers_more(tmp_path: Path, kind: str) -> None:
-    result = subprocess.run(
-        [sys.executable, *launcher(2), str(Path(sharded_memory.__file__)), kind, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
+    launched(sharded_memory, 2, kind, str(tmp_path))
     found = [json.loads(path.read_text("utf-8")) for path in sorted(tmp_path.glob("memory-*.json"))]
     assert len(found) == 2
     for each in found:

@@ -235,6 +235,7 @@ class CausalLanguageModel:
 
     @contextmanager
     def _head(self) -> Iterator[Head]:
+        """That head, usable within the block."""
         layer = self.model.get_output_embeddings()
         cut = self.shards is not None and layer in self.shards
         with self.shards.whole(layer) if self.shards is not None and cut else nullcontext():
