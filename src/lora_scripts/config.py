@@ -312,6 +312,8 @@ class SpeedSettings(Section):
     """Fuse the small operations of the model's blocks with torch.compile; the first step of every picture shape then takes seconds to minutes longer. auto: on a CUDA GPU, when the run is long enough to earn that back."""
     cuda_graphs: bool | Literal["auto"] = False
     """Start all kernels of a pass at once, instead of one by one from Python. auto: on a CUDA GPU wherever it is possible; true on a CPU runs the same code without the gain."""
+    shard_model: bool = False
+    """On several processes: each holds a part of a language model's frozen weights and gathers a layer from the others while it computes, for models too large for one GPU (docs/several-gpus.md)."""
     low_bit_matmul: Literal["none", "fp8", "int8", "auto"] = "none"
     """Multiply with the large frozen weights in 8 bits while training: fp8 on Ada and Hopper, int8 elsewhere; needs torchao (docs/speed.md). auto: on a CUDA GPU, in the kind that it has. Rounds, so a run is not resumed with another one."""
     fuse_layers: bool = True

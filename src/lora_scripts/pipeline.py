@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ def run(
     """Trains what the config describes, to the proved file; `should_stop` true saves and ends it after a step.
 
     The same `output_dir` again resumes at its newest whole checkpoint. With `force`, what the check finds red stops nothing.
-    On several processes the first one encodes, judges and writes; all of them train.
+    On several processes the first one encodes, judges and writes; all of them train, and lend it their weights if need be.
 
     Raises:
         LoraScriptsError: anything the user can mend, said before the long work where that is possible.
@@ -85,6 +85,7 @@ def run(
     from lora_scripts.planning.choose_swap import choose_block_swap
     from lora_scripts.planning.fit_memory import fit_memory
     from lora_scripts.processes import LostProcessError, spread_over
+    from lora_scripts.speed_rules import require_processes
     from lora_scripts.speeding import choose_speed, keep_at_hand
     from lora_scripts.tasks import task_of
     from lora_scripts.tasks.protocol import Run
@@ -97,6 +98,7 @@ def run(
     started_at = time.time()
 
     # The frozen model, with the LoRAs beneath the one that trains.
+    require_processes(config, processes.count)
     config = choose_low_bit(config, events)
     beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
@@ -111,6 +113,7 @@ def run(
     task = task_of(config)
     events.note(f"Base model {source.title} ({source.family}): reading its weights.")
     family = family_class(source.family).load(source, config, device, dtype)
+    processes = replace(processes, shards=family.shards)
     for line in fold_base_loras(family.components, beneath):
         events.note(line)
 
@@ -157,10 +160,11 @@ def run(
     events.started(_start(task, this, fitted, state.step, dtype, processes))
     judge, validate_every = make_judge(this, state)
     chooser = Chooser(config, task.comparison(this, run_state, previews), run_state, previews, events)
-    if state.step == 0 and processes.is_first:
-        previews.render(0)
-        if judge is not None:
-            judge.validate(0)
+    with processes.first_alone() as alone:
+        if alone and state.step == 0:
+            previews.render(0)
+            if judge is not None:
+                judge.validate(0)
 
     # Training.
     check = prepared.check.prediction
@@ -185,20 +189,21 @@ def run(
         if processes.is_first and state.step:
             run_state.save(state, events)  # weights change only with a step that all processes have completed
         raise
-    if not processes.is_first:
-        return Outcome(complete, data.dataset)
     if not complete:
         events.note(f"Stopped after step {state.step}. Run the same command again to go on from there.", "warning")
         return Outcome(False, data.dataset, advice=advice, check=prepared.check)
 
     # The best saved step becomes the finished file: written, read back and compared.
-    for line in judge.summary(config.words) if judge is not None else ():
-        events.note(line)
-    choice = chooser.put_best_back(state)
-    hard = hard_examples(state.picture_losses, data.examples, chooser.caption_hits, config.words)
-    if told := named(hard, config.words):
-        events.note("\n".join(told))
-    files = finishing.export(choice.step)
+    with processes.first_alone() as alone:
+        if not alone:
+            return Outcome(True, data.dataset)
+        for line in judge.summary(config.words) if judge is not None else ():
+            events.note(line)
+        choice = chooser.put_best_back(state)
+        hard = hard_examples(state.picture_losses, data.examples, chooser.caption_hits, config.words)
+        if told := named(hard, config.words):
+            events.note("\n".join(told))
+        files = finishing.export(choice.step)
     events.finished(files)
     return Outcome(True, data.dataset, files, finishing.proofs, advice, choice, prepared.check, hard)
 
@@ -243,7 +248,7 @@ def _start(
         *([("base LoRAs", named(run.beneath))] if run.beneath else []),
         ("device", f"{describe_device(run.device)}, {str(dtype).removeprefix('torch.')}"),
         *task.facts(),
-        *([("processes", f"{processes.count}, each with its share of every step")] if processes.count > 1 else []),
+        *([("processes", processes.described)] if processes.count > 1 else []),
         (
             "LoRA",
             f"{adapter_size(config)}, {adapter.num_layers} layers, {adapter.num_parameters:,} weights",

@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-gb", type=float, metavar="N", help="answer for another machine's graphics card of N x 10^9 bytes"
     )
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="answer for each of N processes (docs/several-gpus.md)"
+    )
     parser.add_argument("--json", action="store_true", help="write the plan as JSON (docs/memory.md)")
 
 
@@ -34,6 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.memory_gb is not None and not 0 < arguments.memory_gb < 10_000:
         raise ConfigError(f"--memory-gb {arguments.memory_gb:g}: write the card's memory in 10^9 bytes, such as 8.")
+    if not 0 < arguments.processes < 10_000:
+        raise ConfigError(
+            f"--processes {arguments.processes}: write how many processes the run is started on, such as 2."
+        )
     config, advice = load_config(arguments.config, arguments.set)
     for line in advice:
         print(line, file=sys.stderr)
@@ -41,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_scripts.planning.forecast import make_forecast
     from lora_scripts.planning.forecast_text import forecast_json, forecast_lines
 
-    forecast = make_forecast(config, arguments.memory_gb, lambda what, done, total: None)
+    forecast = make_forecast(config, arguments.memory_gb, lambda what, done, total: None, arguments.processes)
     if arguments.json:
         print(json.dumps(forecast_json(forecast), ensure_ascii=False, indent=1))
     else:

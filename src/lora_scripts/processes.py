@@ -1,7 +1,7 @@
 """One run on several processes, each with a device of its own: `torchrun --nproc-per-node 2 train.py --config ...`.
 
-Every process holds the whole frozen model and takes its share of each step's examples; then the adapter's gradients, a few
-megabytes, are summed. Noise belongs to the example and not to the process, so N processes compute what one does with N
+Every process takes its share of each step's examples; then the adapter's gradients, a few megabytes, are summed. Every
+process holds the whole frozen model, or, where that is too large for one device, a shard of it (`models.shards`). Noise belongs to the example and not to the process, so N processes compute what one does with N
 times the accumulation. The first process alone writes: logs, checkpoints, previews and the finished file.
 
 Source: torch.distributed, with gloo on CPUs and NCCL on GPUs; nothing of our own underneath.
@@ -17,11 +17,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_scripts.errors import ConfigError, TrainingError
+from lora_scripts.preflight.wording import gigabytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lora_scripts.config import RunConfig
+    from lora_scripts.models.shards import Shards
     from lora_scripts.training.chosen import Chosen
 
 __all__ = ["ONE", "LostProcessError", "Processes", "joined_processes", "local_index", "spread_over"]
@@ -43,14 +45,25 @@ class Processes:
     Attributes:
         index: of this process, 0 for the first.
         count: of all.
+        shards: of the frozen weights, where a pass takes all processes.
     """
 
     index: int = 0
     count: int = 1
+    shards: Shards | None = None
 
     @property
     def is_first(self) -> bool:
         return self.index == 0
+
+    @property
+    def described(self) -> str:
+        """For people: how many there are, and what each has."""
+        text = f"{self.count}, each with its share of every step"
+        if self.shards is None:
+            return text
+        own, whole = gigabytes(self.shards.own_bytes), gigabytes(self.shards.all_bytes)
+        return f"{text} and of the frozen weights: {own} of {whole} here"
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """What of the items is this process's part; all of them where it is alone."""
@@ -77,6 +90,50 @@ class Processes:
             torch.distributed.all_reduce(numbers)
         return numbers[0].to(total.dtype), round(numbers[1].item())
 
+    def idle_passes(self, items: Sequence[T], num_passes: Callable[[Sequence[T]], int]) -> int:
+        """Passes that this process owes the others beside those of its own share, where a pass takes all of them.
+
+        Args:
+            num_passes: of a share.
+        """
+        if self.shards is None:
+            return 0
+        passes = [num_passes(items[index :: self.count]) for index in range(self.count)]
+        return max(passes) - passes[self.index]
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """A block with passes in it.
+
+        Raises:
+            LostProcessError: a process has ended that the passes take.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.shards is None or not _is_lost_process(error):
+                raise
+            raise _lost(error) from None
+
+    @contextmanager
+    def first_alone(self) -> Iterator[bool]:
+        """A block in which the first process may use the model while the others do nothing; true in the first.
+
+        The others wait only where the model needs them: then they reach the block's inside when the first has left it.
+
+        Raises:
+            LostProcessError: a process has ended that the model needs.
+        """
+        if self.shards is None:
+            yield self.is_first
+        elif self.is_first:
+            with self.passing(), self.shards.leading():
+                yield True
+        else:
+            with _talking():
+                self.shards.lend()
+            yield False
+
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process."""
         return any(self.gather(flag))
@@ -98,7 +155,8 @@ class Processes:
             return make()
         import torch
 
-        values: list[Any] = [make() if self.is_first else None]
+        with self.first_alone() as alone:
+            values: list[Any] = [make() if alone else None]
         with _talking():
             torch.distributed.broadcast_object_list(values, src=0)
         result: T = values[0]
@@ -107,13 +165,17 @@ class Processes:
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
         """The block runs in the first process, and only when that is done in all others: they find its files."""
-        import torch
+        with self.first_alone() as alone:
+            if alone:
+                yield
+        self._meet()
+        if not self.is_first:
+            yield
 
-        if self.count > 1 and not self.is_first:
-            with _talking():
-                torch.distributed.barrier()
-        yield
-        if self.count > 1 and self.is_first:
+    def _meet(self) -> None:
+        if self.count > 1:
+            import torch
+
             with _talking():
                 torch.distributed.barrier()
 
@@ -186,10 +248,21 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostProcessError(
-            "Another process of this run has ended, so this one ends too; what it printed or its machine's log says why "
-            f"(seen here as: {_shortened(error)}). What is saved is whole: run the same command again to go on from there."
-        ) from None
+        raise _lost(error) from None
+
+
+def _lost(error: RuntimeError) -> LostProcessError:
+    return LostProcessError(
+        "Another process of this run has ended, so this one ends too; what it printed or its machine's log says why "
+        f"(seen here as: {_shortened(error)}). What is saved is whole: run the same command again to go on from there."
+    )
+
+
+def _is_lost_process(error: RuntimeError) -> bool:
+    """Whether it comes from talking with other processes; gloo has no exception of its own."""
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def _shortened(error: RuntimeError) -> str:

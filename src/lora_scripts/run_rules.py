@@ -39,6 +39,7 @@ DIALOGUES_ONLY = frozenset(
         "validation_dialogues",
         "sample_tokens",
         "quantization",
+        "shard_model",
         "objective",
         "preference_beta",
     }

@@ -82,7 +82,12 @@ def _compiled(
     seconds_left: float,
     events: Events,
 ) -> CompiledParts | None:
-    if config.compile is False or config.block_swap or (config.compile == "auto" and device.type != "cuda"):
+    if (
+        config.compile is False
+        or config.block_swap
+        or config.shard_model
+        or (config.compile == "auto" and device.type != "cuda")
+    ):
         return None
     costs = COMPILING_S + SHAPE_S * num_shapes
     if config.compile == "auto" and seconds_left * COMPILED_SAVES < costs:

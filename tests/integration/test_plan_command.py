@@ -168,3 +168,15 @@ def test_copies_in_8_bits_are_counted(
     # Two layers: q and o of 32 x 32, k and v of 16 x 32, three of 48 x 32.
     weights = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
     assert low["frozen weights"] - plain["frozen weights"] == bytes_per_weight * weights
+
+
+def test_a_process_of_several_needs_its_share_of_the_model(language_settings: Settings, plan: Plan) -> None:
+    values = language_settings(base_model="builtin:mini-llama", gradient_checkpointing=True)
+    whole, shard = (
+        told(plan(values | more, "--json", "--processes", 4, "--memory-gb", 8))["memory"]["terms"]["frozen weights"]
+        for more in ({}, {"shard_model": True})
+    )
+    assert shard < whole
+    code, _, error = plan(values | {"shard_model": True})
+    assert code == 2
+    assert "this run has one process" in error

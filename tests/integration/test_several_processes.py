@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
+from helpers.launched import children, command, environment, losses, run, wait_for
+
 Settings = Callable[..., dict[str, Any]]
-ROOT = Path(__file__).parents[2]
-
-
-def command(values: dict[str, Any], num_processes: int) -> list[str]:
-    """train.py on so many processes."""
-    config = Path(values["output_dir"]).with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(values), "utf-8")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-    return [sys.executable, *(launcher if num_processes > 1 else []), str(ROOT / "train.py"), "--config", str(config)]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-
-
-def run(values: dict[str, Any], num_processes: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(values, num_processes), capture_output=True, text=True, env=environment(), check=False, timeout=300
-    )
-
-
-def losses(values: dict[str, Any]) -> list[float]:
-    """Of every step, as the run's record has them."""
-    lines = (Path(values["output_dir"]) / "record.jsonl").read_text("utf-8").splitlines()
-    return [loss for line in map(json.loads, lines) if line["event"] == "stepped" for loss in line["losses"]]
 
 
 def weights(values: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -105,8 +79,8 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on(
     with subprocess.Popen(
         command(values, 2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
     ) as launcher:
-        _wait_for(Path(values["output_dir"]) / "checkpoint-5")
-        os.kill(_children(launcher.pid)[victim], signal.SIGKILL)
+        wait_for(Path(values["output_dir"]) / "checkpoint-5")
+        os.kill(children(launcher.pid)[victim], signal.SIGKILL)
         output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode != 0
     assert "Another process of this run has ended" in output
@@ -114,20 +88,7 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on(
     with subprocess.Popen(
         command(values, 2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
     ) as launcher:
-        _wait_for(Path(values["output_dir"]) / f"checkpoint-{steps[-1] // 5 * 5 + 10}")
+        wait_for(Path(values["output_dir"]) / f"checkpoint-{steps[-1] // 5 * 5 + 10}")
         launcher.send_signal(signal.SIGTERM)
         output, _ = launcher.communicate(timeout=120)
     assert f"Resuming after step {steps[-1]}" in output
-
-
-def _wait_for(folder: Path, timeout_s: float = 120.0) -> None:
-    limit = time.monotonic() + timeout_s
-    while not folder.is_dir():
-        assert time.monotonic() < limit, f"{folder} did not appear"
-        time.sleep(0.05)
-
-
-def _children(pid: int) -> list[int]:
-    """Processes that a process has started, in the order of their numbers."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
-    return sorted(map(int, children))

@@ -10,8 +10,8 @@ Legend for shapes: B texts, L longest of them in tokens, M most trained tokens, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -36,6 +36,7 @@ from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.quantised import load_quantised
 from lora_scripts.models.same_input import watched_groups
 from lora_scripts.models.segment_attention import Segments, segments_at_work
+from lora_scripts.models.shards import Shards, shard_language_model
 from lora_scripts.objectives.next_token import Head, next_token_losses
 from lora_scripts.objectives.preference import Preference
 from lora_scripts.speed_rules import swapped_blocks
@@ -75,16 +76,19 @@ class CausalLanguageModel:
         preference: Preference | None = None,
         fingerprint: str = "",
         *,
+        shards: Shards | None = None,
         tried: bool = True,
     ) -> None:
         """Args:
         packing: put the texts of a batch one behind the other, where the model allows it.
         preference: what is learnt of pairs of answers; None for single ones.
         fingerprint: changes whenever the same tokens would get other probabilities.
+        shards: of the weights, where each process holds a part of them.
         tried: find out what the model allows; without weights it is taken for granted.
         """
         self.model, self.tokenizer = model, tokenizer
         self.fingerprint, self._preference = fingerprint, preference
+        self.shards = shards
         self.notes = list(language_model_targets(model).notes)
         """Lines for people on how the model is run."""
         self._own_head = True
@@ -97,14 +101,18 @@ class CausalLanguageModel:
     @classmethod
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
         tokenizer = load_tokenizer(source.path, source.name)
-        if config.quantization == "none":
+        shards = None
+        if config.shard_model:
+            model = load_language_model(source.path, source.name, dtype)
+            shards = shard_language_model(model, _layers(model), source.name, device)
+        elif config.quantization == "none":
             model = load_language_model(source.path, source.name, dtype)
             swap_blocks(_layers(model), swapped_blocks(config), device)  # so that the device never holds them all
             model = model.to(device)
         else:
             model = load_quantised(source.path, source.name, dtype, device, config.quantization)
         fingerprint = f"{source.fingerprint} {dtype} {config.quantization} {device.type}"
-        return cls(model, tokenizer, config.packing, _preference(config), fingerprint)
+        return cls(model, tokenizer, config.packing, _preference(config), fingerprint, shards=shards)
 
     @classmethod
     def outline(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
@@ -185,8 +193,10 @@ class CausalLanguageModel:
     def _token_losses(self, batch: Batch) -> tuple[Tensor, list[int]]:
         """[N] minus the log probability of each trained token, and how many of them each text has."""
         places, targets, counts = self._trained(batch)
-        if (head := self._head()) is not None:
-            return next_token_losses(self._hidden(batch, places), head, targets), counts
+        if self._has_head:
+            hidden = self._hidden(batch, places)
+            with self._head() as head:
+                return next_token_losses(hidden, head, targets), counts
         scores = self._model_scores(batch)[places]
         return torch.nn.functional.cross_entropy(scores, targets, reduction="none"), counts
 
@@ -198,7 +208,7 @@ class CausalLanguageModel:
         real, rows = sum(lengths), batch.tensors["tokens"].numel()
         places, texts = (real, lengths) if self.packs else (rows, [batch.tensors["tokens"].shape[1]] * len(lengths))
         of_token, of_score = self._operations
-        scores = of_score * (sum(batch.filled["targets"]) if self._head() is not None else places)
+        scores = of_score * (sum(batch.filled["targets"]) if self._has_head else places)
         settings = self.model.config.get_text_config()
         # Two products forward and five backward, of every token with those before it.
         attention = 7 * settings.num_hidden_layers * settings.hidden_size * sum(length**2 for length in texts)
@@ -208,8 +218,10 @@ class CausalLanguageModel:
     def predict(self, batch: Batch, draws: Draws) -> Tensor:
         """[N,V] float32: the scores of what comes next, at the trained tokens."""
         places, _, _ = self._trained(batch)
-        if (head := self._head()) is not None:
-            return head.scores(self._hidden(batch, places))
+        if self._has_head:
+            hidden = self._hidden(batch, places)
+            with self._head() as head:
+                return head.scores(hidden)
         return self._model_scores(batch)[places]
 
     def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
@@ -231,10 +243,19 @@ class CausalLanguageModel:
     def _linear_layers(self) -> list[nn.Linear]:
         return [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)]
 
-    def _head(self) -> Head | None:
-        """The head where it is a plain frozen layer whose scores we can compute for some tokens alone."""
+    @property
+    def _has_head(self) -> bool:
+        """Whether the head is a plain frozen layer, whose scores we can compute for some tokens alone."""
         layer = self.model.get_output_embeddings()
-        return Head.of(layer, self.model.config) if self._own_head and type(layer) in PLAIN_LINEAR else None
+        return self._own_head and (type(layer) in PLAIN_LINEAR or (self.shards is not None and layer in self.shards))
+
+    @contextmanager
+    def _head(self) -> Iterator[Head]:
+        """That head, usable within the block."""
+        layer = self.model.get_output_embeddings()
+        cut = self.shards is not None and layer in self.shards
+        with self.shards.whole(layer) if self.shards is not None and cut else nullcontext():
+            yield Head.of(layer, self.model.config)
 
     def _trained(self, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
         """[N] places (see `_hidden`) that the trained tokens are predicted from, [N] these tokens, and how many each text has."""
@@ -314,6 +335,8 @@ class CausalLanguageModel:
         try:
             scores = self.predict(batch, None)  # type: ignore[arg-type]  # nothing is drawn
         except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):
+            if self.shards is not None:
+                self.shards.recover()
             return False
         first = 0
         wanted = []

@@ -65,6 +65,7 @@ class LatentDiffusion(ABC):
     name: ClassVar[str]
     task: ClassVar[str] = "text-to-image"
     num_levels: ClassVar[int] = 16
+    shards = None
     few_shapes: ClassVar[bool] = True
     joins_weights: ClassVar[bool] = True
     conv_targets: ClassVar[Mapping[str, Sequence[str]]] = {"unet": UNET_CONVOLUTIONS}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lora_scripts.adapters.presets import BlockRoles
     from lora_scripts.config import RunConfig
     from lora_scripts.dialogues.answers import Answer, AnswerRequest
+    from lora_scripts.models.shards import Shards
     from lora_scripts.models.source import BaseModel
     from lora_scripts.training.draws import Draws
 
@@ -149,6 +150,7 @@ class ModelFamily(Protocol):
         few_shapes: whether all batches have one of a few shapes (buckets), rather than each its own (texts).
         joins_weights: whether the frozen weights of layers with the same input become one product; see `adapters.same_input`.
         num_levels: most noise levels at which an example can be measured; 1 where the loss draws nothing.
+        shards: of the frozen weights; None where every process holds the whole model.
     """
 
     name: ClassVar[str]
@@ -158,6 +160,7 @@ class ModelFamily(Protocol):
     joins_weights: ClassVar[bool]
     conv_targets: ClassVar[Mapping[str, Sequence[str]]]
     block_roles: ClassVar[BlockRoles]
+    shards: Shards | None
 
     @property
     def default_targets(self) -> Mapping[str, Sequence[str]]: ...

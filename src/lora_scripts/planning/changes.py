@@ -15,7 +15,7 @@ from lora_scripts.planning.memory_plan import (
     optimizer_bytes,
 )
 from lora_scripts.planning.quantised_bytes import QUANTIZATIONS
-from lora_scripts.speed_rules import can_swap, swapped_blocks
+from lora_scripts.speed_rules import can_shard, can_swap, swapped_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -100,16 +100,22 @@ def _steps(
         small = optimizer_bytes(config.model_copy(update={"optimizer": SMALL_OPTIMIZER}))
         needs = replace(needs, optimizer=needs.optimizer * small // optimizer_bytes(config))
         yield f"optimizer: {SMALL_OPTIMIZER}", "moments are rounded", total()
+    if passes.num_processes > 1 and not config.shard_model and can_shard(config):
+        needs, config = needs.beside(-passes.saved_by_sharding()), config.model_copy(update={"shard_model": True})
+        yield "shard_model: true", "layers are gathered in every pass, the result is the same", total()
     held = QUANTIZATIONS.index(config.quantization)
     stronger = (
-        QUANTIZATIONS[held + 1 :] if config.task_type == "text-generation" and config.lora_init != "pissa" else ()
+        QUANTIZATIONS[held + 1 :]
+        if config.task_type == "text-generation" and config.lora_init != "pissa" and not config.shard_model
+        else ()
     )
     for kind in stronger:
         more = passes.saved_by(kind) - passes.saved_by(QUANTIZATIONS[held])
         needs, held = needs.beside(-more), QUANTIZATIONS.index(kind)
         yield f"quantization: {kind}", "weights are rounded", total()
     swapped = swapped_blocks(config)
-    if swapped < passes.num_blocks and config.quantization == "none" and held == 0 and can_swap(config):
+    alone = config.quantization == "none" and held == 0 and not config.shard_model
+    if swapped < passes.num_blocks and alone and can_swap(config):
         here, most = passes.saved_by_swapping(swapped), passes.num_blocks
         counts = range(swapped + 1, most + 1)
         fitting = (n for n in counts if total() - (passes.saved_by_swapping(n) - here) <= plan.budget_bytes)

@@ -112,6 +112,10 @@ def written_cut(config: RunConfig, device: torch.device, began: Chosen | None = 
     # Without a limit a CPU's memory is seldom short, and the prediction would take longer than a step of a small model.
     elif micro_batch is not None and device.type == "cpu" and config.memory_limit_gb is None:
         checkpointing = bool(checkpointing)
+    if checkpointing is None and config.shard_model:
+        checkpointing = (
+            True  # a pass takes all processes, so none can try one; and memory is short, else nothing were cut
+        )
     return micro_batch, checkpointing
 
 

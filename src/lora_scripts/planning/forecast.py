@@ -30,7 +30,8 @@ from lora_scripts.planning.memory_terms import Term, memory_terms
 from lora_scripts.planning.outlined_run import outlined_run
 from lora_scripts.preflight.disk import DiskNeed, output_need
 from lora_scripts.preflight.run_length import RunLength, steps_done
-from lora_scripts.speed_rules import swapped_blocks
+from lora_scripts.processes import Processes, spread_over
+from lora_scripts.speed_rules import require_processes, swapped_blocks
 from lora_scripts.training.chosen import Chosen
 from lora_scripts.training.events import Events
 from lora_scripts.training.matmul_rate import matmul_rate
@@ -56,7 +57,7 @@ class Work:
         cost: tokens or pixels of these uses.
         unit: which of both, in the plural.
         flops: floating-point operations, measurements of the validation loss included.
-        flops_per_s: of this machine in plain matrix products; None where it was not measured.
+        flops_per_s: of this machine in plain matrix products, in all processes together; None where it was not measured.
     """
 
     steps: int
@@ -99,22 +100,25 @@ class Forecast:
         return self.plan.fits
 
 
-def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress) -> Forecast:
+def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress, num_processes: int = 1) -> Forecast:
     """Memory, work and disk of a run.
 
     Args:
         memory_gb: memory of another machine's graphics card, in 10^9 bytes; None for this machine.
         progress: told (what, done, total) while dialogues are tokenised.
+        num_processes: that the run will be started on; the forecast is for one of them.
     Raises:
         LoraScriptsError: the model or the data cannot be used, or the model cannot be run with fake tensors.
     """
+    require_processes(config, num_processes)
     config = choose_low_bit(config, Events()) if memory_gb is None else config
     beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
     device = choose_device(config.device)
     began = Chosen.read(config.output_dir)
+    config = spread_over(config, Processes(count=num_processes), began)
     dtype = choose_dtype(config, device, source, began) if memory_gb is None else _dtype_of_a_card(config, source)
-    outlined = outlined_run(config, source, device, dtype, progress)
+    outlined = outlined_run(config, source, device, dtype, progress, num_processes)
     adapter, data, passes = outlined.adapter, outlined.data, outlined.passes
 
     # Memory.
@@ -161,7 +165,7 @@ def make_forecast(config: RunConfig, memory_gb: float | None, progress: Progress
         cost,
         data.unit,
         more * cost * trace.flops / passes.cost(plan.micro_batch),
-        matmul_rate(device, dtype) if memory_gb is None else None,
+        num_processes * matmul_rate(device, dtype) if memory_gb is None else None,
     )
     disk = output_need(config, length, adapter.num_parameters, len(data.train.examples), data.previews, data.resolution)
     kind = str(dtype).removeprefix("torch.")

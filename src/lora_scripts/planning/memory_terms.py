@@ -50,6 +50,8 @@ def memory_terms(
         quantised = f"{config.block_swap} blocks of the model are in the computer's memory"
     if passes.low_bit_bytes:
         quantised = f"with copies in {config.low_bit_matmul}, {gigabytes(passes.low_bit_bytes)}"
+    if config.shard_model:
+        quantised = f"a shard of {passes.num_processes}, and layers that are whole for a moment"
     on, off = ("on", "off") if plan.checkpointing else ("off", "on")
     terms = [
         Term("frozen weights", passes.weight_bytes - weights - passes.saved_by(config.quantization), quantised),

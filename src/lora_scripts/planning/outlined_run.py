@@ -32,12 +32,18 @@ class OutlinedRun:
 
 
 def outlined_run(
-    config: RunConfig, source: BaseModel, device: torch.device, dtype: torch.dtype, progress: Progress
+    config: RunConfig,
+    source: BaseModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress,
+    num_processes: int = 1,
 ) -> OutlinedRun:
     """The run of this config in outline.
 
     Args:
         progress: told (what, done, total) while dialogues are tokenised.
+        num_processes: that the run is started on.
     Raises:
         LoraScriptsError: the model or the data cannot be used.
     """
@@ -49,4 +55,4 @@ def outlined_run(
         family = family_class(source.family).outline(source, config, device, dtype)
         adapter = attach_adapter(family, settings, Events())
     data = task_of(config).outline(family, device, progress)
-    return OutlinedRun(adapter, data, Passes(config, family, adapter, data.train, device))
+    return OutlinedRun(adapter, data, Passes(config, family, adapter, data.train, device, num_processes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.config import RunConfig
 from lora_scripts.data.sampler import Sample, StepPlan
@@ -13,6 +13,7 @@ from lora_scripts.low_bit_choice import low_bit_kind
 from lora_scripts.models.block_swap import swap_saving
 from lora_scripts.models.low_bit_layers import low_bit_copies
 from lora_scripts.models.quantised import stored_bytes
+from lora_scripts.models.shards import sharding_saving
 from lora_scripts.planning.activations import PassTrace, trace_pass
 from lora_scripts.planning.memory_plan import MemoryNeeds, MemoryPlan, PassBytes, optimizer_bytes
 from lora_scripts.planning.quantised_bytes import Quantization, quantised_saving
@@ -38,11 +39,19 @@ class Passes:
     Args:
         adapter: attached to the family.
         data: what trains; only its batches are asked for.
+        num_processes: of the run.
     """
 
     def __init__(
-        self, config: RunConfig, family: ModelFamily, adapter: Adapter, data: TrainingData, device: torch.device
+        self,
+        config: RunConfig,
+        family: ModelFamily,
+        adapter: Adapter,
+        data: TrainingData,
+        device: torch.device,
+        num_processes: int = 1,
     ) -> None:
+        self.num_processes = num_processes
         self._config, self._family, self._adapter = config, family, adapter
         self._data, self._device = data, device
         self._traced = cache(self._trace)
@@ -50,7 +59,7 @@ class Passes:
 
     def with_data(self, data: TrainingData) -> Passes:
         """The same model on other examples."""
-        return Passes(self._config, self._family, self._adapter, data, self._device)
+        return Passes(self._config, self._family, self._adapter, data, self._device, self.num_processes)
 
     def with_config(self, config: RunConfig) -> Passes:
         """The same passes, of which nothing is predicted anew, where other settings decide what else takes memory."""
@@ -63,6 +72,8 @@ class Passes:
     def weight_bytes(self) -> int:
         """Of the components that take part in a step, adapter included, as far as they are on the device at a time."""
         stored = sum(stored_bytes(self._family.components[name]) for name in self._adapter.groups())
+        if self._config.shard_model:
+            stored -= self.saved_by_sharding()
         return stored - self.saved_by_swapping(swapped_blocks(self._config)) + self.low_bit_bytes
 
     @property
@@ -79,6 +90,11 @@ class Passes:
     def saved_by_swapping(self, count: int) -> int:
         """Bytes of the weights that so many swapped blocks save."""
         return swap_saving(self._family.blocks(), count)
+
+    def saved_by_sharding(self) -> int:
+        """Bytes of a language model's weights that a process saves where they are cut over all of the run's."""
+        models: Sequence[Any] = list(self._family.components.values())
+        return sum(sharding_saving(model, self._family.blocks(), self.num_processes) for model in models)
 
     def saved_by(self, quantization: Quantization) -> int:
         """Bytes of the weights that it would save; of a model that is not quantised yet."""

@@ -130,7 +130,9 @@ def train(
     meter = _Meter(state, max_steps, plan.steps_per_epoch, events, device, throughput)
     guard = Guard(**state.guard)
     saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
-    micro_batches = MicroBatches(plan, state.micro_batch or config.micro_batch, events, device)
+    micro_batches = MicroBatches(
+        plan, state.micro_batch or config.micro_batch, events, device, may_halve=processes.shards is None
+    )
     spill = SpillGuard(micro_batches, events, device)
     num_examples = len(data.examples)
     picture_losses = PictureLosses(num_examples, state.picture_losses)
@@ -143,6 +145,14 @@ def train(
         loss = one_pass(throughput.batch(lambda: batches.take(uses)))
         picture_losses.add(uses, loss)
         return loss
+
+    def lend_a_pass(uses: Sequence[Sample]) -> None:
+        """One that counts for nothing here, because another process computes one that takes all of them."""
+        grads = [parameter.grad for parameter in parameters]
+        adapter.zero_grad()
+        one_pass(batches.take(uses[:1]))
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
 
     def begin_again() -> None:
         one_pass.forget()
@@ -169,7 +179,10 @@ def train(
         if not batches.num_announced:
             announce(step)
         announce(step + 1)
-        total, count = micro_batches.run(processes.share(uses_of_step), backward, begin_again)
+        with processes.passing():
+            total, count = micro_batches.run(processes.share(uses_of_step), backward, begin_again)
+            for _ in range(processes.idle_passes(uses_of_step, micro_batches.num_passes)):
+                lend_a_pass(uses_of_step)
 
         # One mean per optimizer step.
         total, count = processes.sum_step(parameters, total, count)
@@ -233,14 +246,11 @@ def train(
                 pauses.save(state.step)
             saved = Snapshot.take(adapter, optimizer, scaler, vars(state))
         ending = last or state.ended
-        if (
-            pauses.preview_every
-            and (ending or state.step % pauses.preview_every == 0)
-            and not stopping
-            and processes.is_first
-        ):
-            one_pass.forget()
-            pauses.preview(state.step)
+        if pauses.preview_every and (ending or state.step % pauses.preview_every == 0) and not stopping:
+            with processes.first_alone() as alone:
+                if alone:
+                    one_pass.forget()
+                    pauses.preview(state.step)
         if saving or pauses.preview_every or pauses.validate_every:
             meter.resume_clock()
         if stopping and not ending:

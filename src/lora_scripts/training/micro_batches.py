@@ -30,9 +30,19 @@ class MicroBatches:
         size: examples in one pass at most; falls when memory runs out and never rises again.
     """
 
-    def __init__(self, plan: StepPlan, size: int, events: Events, device: torch.device) -> None:
+    def __init__(
+        self, plan: StepPlan, size: int, events: Events, device: torch.device, *, may_halve: bool = True
+    ) -> None:
+        """Args:
+        may_halve: false where other processes must make the same passes: then memory that runs out ends the run.
+        """
+        self._may_halve = may_halve
         self._plan, self._events, self._device = plan, events, device
         self.size = size
+
+    def num_passes(self, uses: Sequence[Sample]) -> int:
+        """That the examples are cut into."""
+        return sum(1 for _ in self._plan.micro_batches(uses, self.size))
 
     def run(
         self, uses: Sequence[Sample], backward: Callable[[list[Sample]], Loss], clear: Callable[[], None]
@@ -43,7 +53,7 @@ class MicroBatches:
             backward: forward and backward pass over one micro-batch.
             clear: drops the gradients of a step that is begun again.
         Raises:
-            TrainingError: not even a single example fits.
+            TrainingError: not even a single example fits, or passes may not be cut.
         """
         while True:
             try:
@@ -58,6 +68,8 @@ class MicroBatches:
                     raise
                 if self.size == 1:
                     raise TrainingError(_too_large(error)) from None
+                if not self._may_halve:
+                    raise TrainingError(_too_large_for_shards(error, self.size)) from None
             # Outside the handler: the exception's frames would keep the activations of the failed pass alive.
             self.halve(f"Out of memory with {self.size} examples at once.")
             clear()
@@ -78,6 +90,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch says that memory ran out: its own exception on a GPU, a plain RuntimeError on a CPU and on MPS."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "MPS backend out of" in text
+
+
+def _too_large_for_shards(error: BaseException, size: int) -> str:
+    return (
+        f"Out of memory with {size} examples at once ({str(error).splitlines()[0][:120]}). With shard_model all processes make "
+        f"the same passes, so none is cut on the way. Checkpoints are intact. Start again with batch_size: {(size + 1) // 2} "
+        "and more gradient_accumulation_steps, or gradient_checkpointing: true."
+    )
 
 
 def _too_large(error: BaseException) -> str:
