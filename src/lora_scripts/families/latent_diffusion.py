@@ -23,6 +23,7 @@ from lora_scripts.families.class_prompt import ClassPrompt
 from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
 from lora_scripts.models.block_swap import swap_blocks
 from lora_scripts.models.outline import fill_with_nothing
+from lora_scripts.models.sd_layout import LAYOUTS
 from lora_scripts.models.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
 from lora_scripts.objectives.ddpm import NoiseSchedule
 from lora_scripts.objectives.denoising import DenoisingObjective
@@ -57,6 +58,13 @@ PIXELS_AT_ONCE = 4 * 512 * 512
 """Pictures are encoded in groups of at most so many pixels; the autoencoder takes about 1 GB for each 512x512 in float32."""
 
 
+def _encoders_only(source: BaseModel, config: RunConfig) -> list[str]:
+    """Parts that a run may do without, because the cache has all that they would say."""
+    folded = source.fingerprint != source.own_fingerprint  # LoRAs are added to the text encoders' weights
+    keep_texts = folded or config.train_text_encoder
+    return [part for part in LAYOUTS[source.family].components if part == "vae" or not (part == "unet" or keep_texts)]
+
+
 class LatentDiffusion(ABC):
     """Frozen parts of a latent diffusion model with a U-Net, and how they are trained."""
 
@@ -88,9 +96,14 @@ class LatentDiffusion(ABC):
 
     @classmethod
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
-        parts = load_stable_diffusion(source, device, dtype, vae_dtype=VAE_DTYPES[config.vae_precision])
-        for module in (parts.unet, parts.vae, *parts.text_encoders):
-            module.requires_grad_(False).eval()
+        parts = load_stable_diffusion(
+            source,
+            device,
+            dtype,
+            vae_dtype=VAE_DTYPES[config.vae_precision],
+            later=_encoders_only(source, config),
+            images=torch.channels_last if device.type == "cpu" else None,  # a GPU turns them round faster by itself
+        )
         if device.type in CHANNELS_LAST:
             parts.unet.to(memory_format=torch.channels_last)
         family = cls(parts, source, config, device)
@@ -176,13 +189,18 @@ class LatentDiffusion(ABC):
         """How much each latent is to be learnt, the mean over the pixels it stands for: {"mask": [1,h,w]} float32 each."""
         return [{"mask": torch.nn.functional.avg_pool2d(mask, self._pixels_per_latent)} for mask in masks]
 
+    def _whole_parts(self) -> StableDiffusionParts:
+        """The parts with all of their weights: what only encodes is read when the first thing is to be encoded."""
+        self._parts.read_rest()
+        return self._parts
+
     @torch.no_grad()
     def _encode_pixels(self, pixels: Sequence[Any]) -> list[dict[str, Tensor]]:
         """The latent distribution, already scaled: {"latents_mean", "latents_std"} [4,h,w] float32 each.
 
         Mean and spread are kept rather than one sample, so that every step can draw its own, as diffusers' scripts do.
         """
-        vae = self._parts.vae
+        vae = self._whole_parts().vae
         posterior = vae.encode(torch.stack(list(pixels)).to(self._device, vae.dtype)).latent_dist
         mean = (posterior.mean * vae.config.scaling_factor).float().cpu()
         std = (posterior.std * vae.config.scaling_factor).float().cpu()
@@ -190,7 +208,7 @@ class LatentDiffusion(ABC):
 
     def _encode_pixels_in_float32(self, pixels: Sequence[Any]) -> list[dict[str, Tensor]]:
         """As `_encode_pixels`, with the autoencoder in float32 for this once."""
-        vae, narrow = self._parts.vae, self._parts.vae.dtype
+        vae, narrow = self._whole_parts().vae, self._parts.vae.dtype
         try:
             nn.Module.to(vae, torch.float32)
             return self._encode_pixels(pixels)
@@ -255,7 +273,7 @@ class LatentDiffusion(ABC):
     # What is shown ----------------------------------------------------------------------------------------------------
 
     def release_encoders(self) -> None:
-        if self._device.type == "cuda":
+        if self._device.type == "cuda" and not self._parts.unread:
             self._parts.vae.to("cpu")
             if not self._config.train_text_encoder:
                 for encoder in self._parts.text_encoders:
@@ -266,6 +284,7 @@ class LatentDiffusion(ABC):
     def sample(self, requests: Sequence[SampleRequest]) -> list[Image]:
         from lora_scripts.sampling.denoise import render
 
+        self._parts.read_rest()
         if self._device.type == "cuda":
             for module in (self._parts.vae, *self._parts.text_encoders):
                 module.to(self._device)
