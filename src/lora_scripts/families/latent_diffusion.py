@@ -61,7 +61,9 @@ PIXELS_AT_ONCE = 4 * 512 * 512
 def _encoders_only(source: BaseModel, config: RunConfig) -> list[str]:
     """Parts that a run may do without, because the cache has all that they would say."""
     folded = source.fingerprint != source.own_fingerprint  # LoRAs are added to the text encoders' weights
-    keep_texts = folded or config.train_text_encoder
+    keep_texts = (
+        folded or config.train_text_encoder or config.prior_preservation_weight
+    )  # the class prompt is not cached
     return [part for part in LAYOUTS[source.family].components if part == "vae" or not (part == "unet" or keep_texts)]
 
 
@@ -189,18 +191,14 @@ class LatentDiffusion(ABC):
         """How much each latent is to be learnt, the mean over the pixels it stands for: {"mask": [1,h,w]} float32 each."""
         return [{"mask": torch.nn.functional.avg_pool2d(mask, self._pixels_per_latent)} for mask in masks]
 
-    def _whole_parts(self) -> StableDiffusionParts:
-        """The parts with all of their weights: what only encodes is read when the first thing is to be encoded."""
-        self._parts.read_rest()
-        return self._parts
-
     @torch.no_grad()
     def _encode_pixels(self, pixels: Sequence[Any]) -> list[dict[str, Tensor]]:
         """The latent distribution, already scaled: {"latents_mean", "latents_std"} [4,h,w] float32 each.
 
         Mean and spread are kept rather than one sample, so that every step can draw its own, as diffusers' scripts do.
         """
-        vae = self._whole_parts().vae
+        self._parts.read_rest("vae")
+        vae = self._parts.vae
         posterior = vae.encode(torch.stack(list(pixels)).to(self._device, vae.dtype)).latent_dist
         mean = (posterior.mean * vae.config.scaling_factor).float().cpu()
         std = (posterior.std * vae.config.scaling_factor).float().cpu()
@@ -208,7 +206,8 @@ class LatentDiffusion(ABC):
 
     def _encode_pixels_in_float32(self, pixels: Sequence[Any]) -> list[dict[str, Tensor]]:
         """As `_encode_pixels`, with the autoencoder in float32 for this once."""
-        vae, narrow = self._whole_parts().vae, self._parts.vae.dtype
+        self._parts.read_rest("vae")
+        vae, narrow = self._parts.vae, self._parts.vae.dtype
         try:
             nn.Module.to(vae, torch.float32)
             return self._encode_pixels(pixels)
@@ -273,11 +272,10 @@ class LatentDiffusion(ABC):
     # What is shown ----------------------------------------------------------------------------------------------------
 
     def release_encoders(self) -> None:
-        if self._device.type == "cuda" and not self._parts.unread:
-            self._parts.vae.to("cpu")
-            if not self._config.train_text_encoder:
-                for encoder in self._parts.text_encoders:
-                    encoder.to("cpu")
+        if self._device.type == "cuda":
+            texts = () if self._config.train_text_encoder else LAYOUTS[self.name].texts
+            for part in {"vae", *texts} - self._parts.unread.keys():
+                getattr(self._parts, part).to("cpu")
             torch.cuda.empty_cache()
 
     @torch.no_grad()

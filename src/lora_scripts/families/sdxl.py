@@ -72,7 +72,8 @@ class StableDiffusionXL(LatentDiffusion):
 
         Source: diffusers, `StableDiffusionXLPipeline.encode_prompt`.
         """
-        parts, skip = self._whole_parts(), self._config.clip_skip
+        self._parts.read_rest("text_encoder")
+        parts, skip = self._parts, self._config.clip_skip
         assert parts.text_encoder_2 is not None, "an SDXL model is loaded with both of its text encoders"
         device = parts.text_encoder.device
         first = read_penultimate(parts.text_encoder, self._input_ids(parts.tokenizer, captions).to(device), skip)

@@ -32,6 +32,6 @@ def _to_bfloat16(halves: Tensor) -> Tensor:
     """The same numbers as `halves.to(torch.bfloat16)`, which goes by way of float32 too, but one at a time: in a third of the time."""
     wide = torch.empty(min(PIECE, halves.numel()))
     narrow = torch.empty(halves.shape, dtype=torch.bfloat16)
-    for source, target in zip(halves.reshape(-1).split(PIECE), narrow.view(-1).split(PIECE), strict=True):
+    for source, target in zip(torch.split(halves.reshape(-1), PIECE), torch.split(narrow.view(-1), PIECE), strict=True):
         target.copy_(wide[: len(source)].copy_(source))
     return narrow

@@ -36,8 +36,8 @@ class ReadAhead:
         dtype: torch.dtype,
         images: torch.memory_format | None = None,
     ) -> None:
-        self._header, self._names = header, list(names)
-        self._options = {"device": device, "dtype": dtype, "images": images}
+        self._header = header
+        self._read = lambda: dict(read_tensors(header, names, device=device, dtype=dtype, images=images))
         self._pool = ThreadPoolExecutor(max_workers=1)
 
     def __enter__(self) -> Self:
@@ -46,7 +46,7 @@ class ReadAhead:
         # Torch's own threads would wait for each other in turn with the importing one, and burn time where they wait.
         self._num_threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        self._reading = self._pool.submit(lambda: dict(read_tensors(self._header, self._names, **self._options)))
+        self._reading = self._pool.submit(self._read)
         return self
 
     def tensors(self, header: WeightsHeader) -> Mapping[str, Tensor]:

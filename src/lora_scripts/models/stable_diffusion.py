@@ -58,13 +58,15 @@ class StableDiffusionParts:
     family: str = "sd15"
     unread: dict[str, Filling] = field(default_factory=dict)
 
-    def read_rest(self) -> None:
+    def read_rest(self, beginning: str = "") -> None:
         """Reads the weights of what was left for later.
 
+        Args:
+            beginning: only of parts whose names begin so.
         Raises:
             ModelError: tensors are not finite, or their file is no longer there.
         """
-        for part in list(self.unread):
+        for part in [part for part in self.unread if part.startswith(beginning)]:
             self.unread[part].read()
             del self.unread[part]
 
