@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["ReadAhead"]
+
+SWITCH_INTERVAL_S = 1e-4
+"""How long a thread keeps the interpreter at a time while weights are read."""
 
 
 class ReadAhead:
@@ -46,6 +50,9 @@ class ReadAhead:
         # Torch's own threads would wait for each other in turn with the importing one, and burn time where they wait.
         self._num_threads = torch.get_num_threads()
         torch.set_num_threads(1)
+        # By default whoever imports keeps it for 5 ms, and a tensor is read in less.
+        self._switch_interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._reading = self._pool.submit(self._read)
         return self
 
@@ -64,3 +71,4 @@ class ReadAhead:
 
         self._pool.shutdown(wait=False, cancel_futures=True)
         torch.set_num_threads(self._num_threads)
+        sys.setswitchinterval(self._switch_interval)
