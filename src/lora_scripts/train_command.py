@@ -61,7 +61,6 @@ def _train_locked(
     config: RunConfig, advice: Sequence[str], more: Sequence[Listener], force: bool, processes: Processes
 ) -> Outcome:
     from lora_scripts.pipeline import run
-    from lora_scripts.report.build import build_report
     from lora_scripts.training.answer_files import AnswerFiles
     from lora_scripts.training.console import ConsoleListener
     from lora_scripts.training.log_file import LogFile
@@ -86,6 +85,8 @@ def _train_locked(
         with stop.installed():
             outcome = run(config, events, stop, force=force, processes=processes)
         if outcome.complete:
+            from lora_scripts.report.build import build_report
+
             events.note(f"Report: {build_report(config, outcome)}")
     except KeyboardInterrupt:
         _tell(files, "Interrupted. The newest checkpoint is whole; the same command goes on from there.")

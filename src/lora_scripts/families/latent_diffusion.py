@@ -24,6 +24,7 @@ from lora_scripts.families.protocol import Batch, Encoder, Loss, SampleRequest
 from lora_scripts.models.block_swap import swap_blocks
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.same_input import attention_groups
+from lora_scripts.models.sd_layout import LAYOUTS
 from lora_scripts.models.stable_diffusion import load_stable_diffusion, outline_stable_diffusion
 from lora_scripts.objectives.ddpm import NoiseSchedule
 from lora_scripts.objectives.denoising import DenoisingObjective
@@ -59,6 +60,15 @@ PIXELS_AT_ONCE = 4 * 512 * 512
 """Pictures are encoded in groups of at most so many pixels; the autoencoder takes about 1 GB for each 512x512 in float32."""
 
 
+def _encoders_only(source: BaseModel, config: RunConfig) -> list[str]:
+    """Parts that a run may do without, because the cache has all that they would say."""
+    folded = source.fingerprint != source.own_fingerprint  # LoRAs are added to the text encoders' weights
+    keep_texts = (
+        folded or config.train_text_encoder or config.prior_preservation_weight
+    )  # the class prompt is not cached
+    return [part for part in LAYOUTS[source.family].components if part == "vae" or not (part == "unet" or keep_texts)]
+
+
 class LatentDiffusion(ABC):
     """Frozen parts of a latent diffusion model with a U-Net, and how they are trained."""
 
@@ -92,9 +102,14 @@ class LatentDiffusion(ABC):
 
     @classmethod
     def load(cls, source: BaseModel, config: RunConfig, device: torch.device, dtype: torch.dtype) -> Self:
-        parts = load_stable_diffusion(source, device, dtype, vae_dtype=VAE_DTYPES[config.vae_precision])
-        for module in (parts.unet, parts.vae, *parts.text_encoders):
-            module.requires_grad_(False).eval()
+        parts = load_stable_diffusion(
+            source,
+            device,
+            dtype,
+            vae_dtype=VAE_DTYPES[config.vae_precision],
+            later=_encoders_only(source, config),
+            images=torch.channels_last if device.type == "cpu" else None,  # a GPU turns them round faster by itself
+        )
         if device.type in CHANNELS_LAST:
             parts.unet.to(memory_format=torch.channels_last)
         family = cls(parts, source, config, device)
@@ -186,6 +201,7 @@ class LatentDiffusion(ABC):
 
         Mean and spread are kept rather than one sample, so that every step can draw its own, as diffusers' scripts do.
         """
+        self._parts.read_rest("vae")
         vae = self._parts.vae
         posterior = vae.encode(torch.stack(list(pixels)).to(self._device, vae.dtype)).latent_dist
         mean = (posterior.mean * vae.config.scaling_factor).float().cpu()
@@ -194,6 +210,7 @@ class LatentDiffusion(ABC):
 
     def _encode_pixels_in_float32(self, pixels: Sequence[Any]) -> list[dict[str, Tensor]]:
         """As `_encode_pixels`, with the autoencoder in float32 for this once."""
+        self._parts.read_rest("vae")
         vae, narrow = self._parts.vae, self._parts.vae.dtype
         try:
             nn.Module.to(vae, torch.float32)
@@ -266,16 +283,16 @@ class LatentDiffusion(ABC):
 
     def release_encoders(self) -> None:
         if self._device.type == "cuda":
-            self._parts.vae.to("cpu")
-            if not self._config.train_text_encoder:
-                for encoder in self._parts.text_encoders:
-                    encoder.to("cpu")
+            texts = () if self._config.train_text_encoder else LAYOUTS[self.name].texts
+            for part in {"vae", *texts} - self._parts.unread.keys():
+                getattr(self._parts, part).to("cpu")
             torch.cuda.empty_cache()
 
     @torch.no_grad()
     def sample(self, requests: Sequence[SampleRequest]) -> list[Image]:
         from lora_scripts.sampling.denoise import render
 
+        self._parts.read_rest()
         if self._device.type == "cuda":
             for module in (self._parts.vae, *self._parts.text_encoders):
                 module.to(self._device)

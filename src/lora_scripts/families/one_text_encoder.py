@@ -34,6 +34,7 @@ class OneTextEncoderDiffusion(LatentDiffusion):
 
     def embed(self, captions: Sequence[str]) -> Tensor:
         """Text embeddings [B,L,D]; captions over the limit are cut."""
+        self._parts.read_rest("text_encoder")
         encoder = self._parts.text_encoder
         input_ids = self._input_ids(self._parts.tokenizer, captions).to(encoder.device)
         return read_normed(encoder, input_ids, self._config.clip_skip).embeds

@@ -72,6 +72,7 @@ class StableDiffusionXL(LatentDiffusion):
 
         Source: diffusers, `StableDiffusionXLPipeline.encode_prompt`.
         """
+        self._parts.read_rest("text_encoder")
         parts, skip = self._parts, self._config.clip_skip
         assert parts.text_encoder_2 is not None, "an SDXL model is loaded with both of its text encoders"
         device = parts.text_encoder.device

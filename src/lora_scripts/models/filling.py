@@ -1,44 +1,88 @@
-"""Reading a module's tensors from files into a module on the meta device, one by one."""
+"""Reading a module's tensors from files into a module on the meta device, one by one, now or when they are needed."""
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import ModelError
 from lora_scripts.models.weights_file import WeightsHeader, read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
     from torch import nn
 
     from lora_scripts.models.layout_names import Place
+    from lora_scripts.models.reading_ahead import ReadAhead
 
-__all__ = ["fill"]
+__all__ = ["Filling"]
 
 
-def fill(
-    module: Any,
-    part: str,
-    files: Iterable[tuple[WeightsHeader, Mapping[str, Place]]],
-    name: str,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    must_be_read: tuple[str, ...] = (),
-) -> None:
-    """Reads a module's tensors into it, every name matched both ways, then freezes it.
+class Filling:
+    """A module on the meta device whose names and shapes fit its files, both ways, and which can be read from them.
 
     Args:
         part: what the module is, for messages: "unet", "text_encoder", ...
         files: for each, name in the module -> where the file has it.
         name: of the model, for messages.
+        dtype: that the module gets, at once.
         must_be_read: beginnings of names in the files that must all find a place.
     Raises:
-        ModelError: names the first tensor that is missing, left over, of another shape or not finite.
+        ModelError: names the first tensor that is missing, left over or of another shape.
     """
-    files = list(files)
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+    def __init__(
+        self,
+        module: Any,
+        part: str,
+        files: Iterable[tuple[WeightsHeader, Mapping[str, Place]]],
+        name: str,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        must_be_read: tuple[str, ...] = (),
+    ) -> None:
+        self._module, self._files = module, list(files)
+        self._device, self._dtype = device, dtype
+        self._shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+        _require_match(self._shapes, self._files, part, name, must_be_read)
+        _cast(module, dtype)
+
+    def read(self, ahead: ReadAhead | None = None, images: torch.memory_format | None = None) -> None:
+        """Reads every tensor into the module and freezes it.
+
+        Args:
+            ahead: where tensors may have been read already.
+            images: how tensors of four dimensions lie in memory; None for the usual way.
+        Raises:
+            ModelError: names the first tensor that is not finite.
+        """
+        state = {}
+        for header, places in self._files:
+            users: dict[str, list[str]] = {}
+            for key, place in places.items():
+                users.setdefault(place.name, []).append(key)
+            shapes = {place.name: place.shape_in_file(self._shapes[key]) for key, place in places.items()}
+            read = ahead.tensors(header) if ahead is not None else {}
+            left = [stored for stored in users if stored not in read]
+            tensors = read_tensors(header, left, dtype=self._dtype, device=self._device, shapes=shapes, images=images)
+            for stored, tensor in chain(read.items(), tensors):
+                for key in users[stored]:
+                    state[key] = places[key].taken_from(tensor.reshape(shapes[stored]))
+        self._module.load_state_dict(state, strict=True, assign=True)
+        _fill_buffers(self._module, self._device)
+        self._module.requires_grad_(False)
+        self._module.eval()
+
+
+def _require_match(
+    expected: Mapping[str, tuple[int, ...]],
+    files: Sequence[tuple[WeightsHeader, Mapping[str, Place]]],
+    part: str,
+    name: str,
+    must_be_read: tuple[str, ...],
+) -> None:
     found = {
         key: (header.tensors[place.name], place)
         for header, places in files
@@ -65,19 +109,13 @@ def fill(
             raise ModelError(
                 f"{name}: the {part}'s {key} has shape {list(info.shape)}, expected {list(wanted)}. The configuration belongs to another model."
             )
-    state = {}
-    for header, places in files:
-        users: dict[str, list[str]] = {}
-        for key, place in places.items():
-            users.setdefault(place.name, []).append(key)
-        shapes = {places[key].name: places[key].shape_in_file(expected[key]) for key in places}
-        for stored, tensor in read_tensors(header, users, dtype=dtype, device=device, shapes=shapes):
-            for key in users[stored]:
-                state[key] = places[key].taken_from(tensor)
-    module.load_state_dict(state, strict=True, assign=True)
-    _fill_buffers(module, device)
-    module.requires_grad_(False)
-    module.eval()
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """As `module.to(dtype)`, past what libraries add to it."""
+    from torch import nn
+
+    nn.Module.to(module, dtype)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ class Place:
         """The module's tensor, from the file's; with memory of its own where it is not all of it."""
         if self.third is not None:
             return self.view_of(stored).clone()
-        return self.view_of(stored).contiguous()
+        return stored.T.contiguous() if self.turned else stored
 
 
 def one_to_one(names: Iterable[str], place: Callable[[str], str], prefix: str) -> dict[str, str]:

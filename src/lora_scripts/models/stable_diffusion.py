@@ -6,17 +6,19 @@ put in its place, so that the peak is the model in its final dtype plus one tens
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import ModelError
 from lora_scripts.models.clip_tokenizer import find_tokenizer
 from lora_scripts.models.components import build_component, component_configs
-from lora_scripts.models.filling import fill
+from lora_scripts.models.filling import Filling
 from lora_scripts.models.frozen_linear import freeze_linears
 from lora_scripts.models.layout_names import Place
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.published import published_config
+from lora_scripts.models.reading_ahead import ReadAhead
 from lora_scripts.models.sd_layout import LAYOUTS, FileLayout
 from lora_scripts.models.source import BaseModel, PredictionType, component_weights
 from lora_scripts.models.unet_attention import use_tiled_attention
@@ -43,6 +45,7 @@ class StableDiffusionParts:
         text_encoder_2: SDXL's second text encoder (OpenCLIP), with the projection of its pooled output; None for the others.
         tokenizer_2: that encoder's; pads with "!", token 0.
         family: a key of the table of families.
+        unread: what is still on the meta device until `read_rest`: part -> how it is read.
     """
 
     unet: UNet2DConditionModel
@@ -54,6 +57,19 @@ class StableDiffusionParts:
     text_encoder_2: CLIPTextModelWithProjection | None = None
     tokenizer_2: CLIPTokenizer | None = None
     family: str = "sd15"
+    unread: dict[str, Filling] = field(default_factory=dict)
+
+    def read_rest(self, beginning: str = "") -> None:
+        """Reads the weights of what was left for later.
+
+        Args:
+            beginning: only of parts whose names begin so.
+        Raises:
+            ModelError: tensors are not finite, or their file is no longer there.
+        """
+        for part in [part for part in self.unread if part.startswith(beginning)]:
+            self.unread[part].read()
+            del self.unread[part]
 
     @property
     def text_encoders(self) -> tuple[nn.Module, ...]:
@@ -76,6 +92,8 @@ def load_stable_diffusion(
     *,
     vae_dtype: torch.dtype | None = None,
     use_ema: bool = False,
+    later: Collection[str] = (),
+    images: torch.memory_format | None = None,
 ) -> StableDiffusionParts:
     """The model's parts on `device`, frozen, in evaluation mode.
 
@@ -83,17 +101,37 @@ def load_stable_diffusion(
         dtype: of U-Net and text encoders.
         vae_dtype: of the VAE; by default `dtype`.
         use_ema: take the U-Net's running average where a single file holds it beside the plain weights.
+        later: parts of which only names and shapes are checked now; `read_rest` reads their weights.
+        images: how the weights of the U-Net's convolutions lie in memory; None for the usual way.
     Raises:
         ModelError: tensors are missing, left over, of the wrong shape or not finite, or no tokenizer fits.
     """
     layout, configs = LAYOUTS[source.family], component_configs(source)
-    parts = {part: build_component(part, configs[part], source.name) for part in layout.components}
-    for part, module in parts.items():
-        files = component_files(source, part, module, use_ema=use_ema)
-        averaged = part == "unet" and any(place.name.startswith("model_ema.") for place in files[0][1].values())
-        must_be_read = () if averaged or source.kind != "single_file" else layout.must_be_read(part)
-        fill(module, part, files, source.name, device, (vae_dtype or dtype) if part == "vae" else dtype, must_be_read)
-    return _put_together(source, parts, configs["scheduler"])
+    with ReadAhead(*_plain_unet(source, use_ema), device, dtype, images) as ahead:
+        parts = {part: build_component(part, configs[part], source.name) for part in layout.components}
+        fillings = {}
+        for part, module in parts.items():
+            files = component_files(source, part, module, use_ema=use_ema)
+            averaged = part == "unet" and any(place.name.startswith("model_ema.") for place in files[0][1].values())
+            must_be_read = () if averaged or source.kind != "single_file" else layout.must_be_read(part)
+            own_dtype = (vae_dtype or dtype) if part == "vae" else dtype
+            fillings[part] = Filling(module, part, files, source.name, device, own_dtype, must_be_read)
+        fillings.pop("unet").read(ahead, images)
+    unread = {part: fillings.pop(part) for part in later}
+    for filling in fillings.values():
+        filling.read()
+    for module in parts.values():
+        module.requires_grad_(False).eval()
+    return _put_together(source, parts, configs["scheduler"], unread)
+
+
+def _plain_unet(source: BaseModel, use_ema: bool) -> tuple[WeightsHeader, list[str]]:
+    """The file with a U-Net's weights, or the first of several, and their names there, as far as known before it is built."""
+    if source.kind != "single_file":
+        header = component_weights(source.path / "unet", source.name)[0]
+        return header, list(header.tensors)
+    header = inspect_weights(source.path)
+    return header, [name for name in header.tensors if name.startswith(UNET_PREFIX) and not use_ema]
 
 
 def outline_stable_diffusion(
@@ -114,7 +152,9 @@ def outline_stable_diffusion(
     return _put_together(source, parts, configs["scheduler"])
 
 
-def _put_together(source: BaseModel, parts: Mapping[str, Any], scheduler: dict[str, Any]) -> StableDiffusionParts:
+def _put_together(
+    source: BaseModel, parts: Mapping[str, Any], scheduler: dict[str, Any], unread: dict[str, Filling] | None = None
+) -> StableDiffusionParts:
     folder = source.path.parent if source.kind == "single_file" else source.path
     _check_fit(parts, source.name)
     use_tiled_attention(parts["unet"])
@@ -136,6 +176,7 @@ def _put_together(source: BaseModel, parts: Mapping[str, Any], scheduler: dict[s
         scheduler_config=schedule,
         prediction_type=source.prediction_type,
         family=source.family,
+        unread=unread or {},
     )
 
 

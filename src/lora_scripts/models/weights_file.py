@@ -275,6 +275,7 @@ def read_tensors(
     device: torch.device | str = "cpu",
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     finite: bool = True,
+    images: torch.memory_format | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields (name, tensor) one at a time in the order of the file, converted and checked to be finite.
 
@@ -285,22 +286,30 @@ def read_tensors(
         dtype: of floating-point tensors; None keeps the file's.
         shapes: other shapes with the same number of elements, by name ([out, in, 1, 1] as [out, in]).
         finite: False to look at a file that may be broken.
+        images: how tensors of four dimensions lie in memory; None for the usual way.
     Raises:
         ModelError: a tensor is not finite, or becomes so in `dtype`; the file became shorter meanwhile.
     """
     import torch
 
+    from lora_scripts.models.number_formats import converted
+
     with header.path.open("rb", buffering=0) as file:
+        scratch = torch.empty(0, dtype=torch.uint8)  # memory that was written to before is faster than new memory
         for name in sorted(names, key=lambda name: header.tensors[name].begin):
             info = header.tensors[name]
-            raw = torch.empty(info.num_bytes, dtype=torch.uint8)
-            if info.num_bytes:
-                _read_fully(file, header.data_start + info.begin, raw, header.path)
-            stored = raw.view(getattr(torch, _TORCH_DTYPES[info.dtype]))
-            tensor = stored.to(dtype) if dtype is not None and stored.is_floating_point() else stored
+            if info.num_bytes > len(scratch):
+                scratch = torch.empty(info.num_bytes, dtype=torch.uint8)
+            raw = scratch[: info.num_bytes]
+            _read_fully(file, header.data_start + info.begin, raw, header.path)
+            shape = shapes[name] if shapes and name in shapes else info.shape
+            stored = raw.view(info.torch_dtype).reshape(shape)
+            tensor = converted(stored, dtype, images)
+            if tensor is stored:
+                tensor = stored.clone()
             if finite:
                 check_finite(tensor, name, header.path, stored=stored)
-            yield name, tensor.reshape(shapes[name] if shapes and name in shapes else info.shape).to(device)
+            yield name, tensor.to(device)
 
 
 def _read_fully(file: Any, position: int, into: Tensor, path: Path) -> None:

@@ -72,6 +72,30 @@ def test_reading_converts_floats_only_and_reshapes(whole: Path) -> None:
     assert read["c"].dtype == torch.int64
 
 
+def test_every_float16_becomes_the_bfloat16_that_torch_makes_of_it(tmp_path: Path) -> None:
+    halves = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.float16).repeat(5)[:-1]
+    save_file({"all": halves}, tmp_path / "file.safetensors")
+    header = inspect_weights(tmp_path / "file.safetensors")
+    [(_, read)] = read_tensors(header, ["all"], dtype=torch.bfloat16, finite=False)
+    assert torch.equal(read.nan_to_num(7.0), halves.to(torch.bfloat16).nan_to_num(7.0))
+    assert torch.equal(read.isnan(), halves.isnan())
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_reading_keeps_every_tensor_apart_and_in_the_order_asked_for(
+    tmp_path: Path, stored: torch.dtype, dtype: torch.dtype | None
+) -> None:
+    values = {f"{n}": torch.randn(n, 3, 1 if n == 2 else 3, 2).to(stored) for n in (4, 2, 8)}
+    values["flat"] = torch.randn(9, 4).to(stored)
+    save_file(values, tmp_path / "file.safetensors")
+    header = inspect_weights(tmp_path / "file.safetensors")
+    read = dict(read_tensors(header, values, dtype=dtype, images=torch.channels_last))
+    assert all(torch.equal(read[name], values[name].to(dtype or stored)) for name in values)
+    assert all(read[name].is_contiguous(memory_format=torch.channels_last) for name in ("4", "2", "8"))
+    assert len({tensor.untyped_storage().data_ptr() for tensor in read.values()}) == len(values)
+
+
 def torch_zip() -> bytes:
     buffer = io.BytesIO()
     torch.save({"state_dict": torch.zeros(3)}, buffer)
