@@ -18,6 +18,7 @@ from style_vs_diffusers import DOCS, ROOT, processor, update_docs  # which makes
 from torch import nn
 
 from lora_scripts.low_bit_choice import _require
+from lora_scripts.models.frozen_linear import freeze_linears
 from lora_scripts.models.low_bit_layers import LEAST_WEIGHTS, LowBitLinear
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -89,7 +90,8 @@ def times(
 ) -> tuple[float, float, float]:
     """Median milliseconds of a forward and backward pass, plain and in 8 bits, and their ratio, paired by round."""
     torch.manual_seed(0)
-    layer = nn.Linear(shape.inside, shape.out, device=device, dtype=dtype).requires_grad_(False)
+    layer = nn.Linear(shape.inside, shape.out, device=device, dtype=dtype)
+    freeze_linears(layer)  # which is what a run has where nothing is in 8 bits
     low_bit = LowBitLinear(layer, options.kind)
     low_bit.in_low_bit = True
     x = torch.randn(shape.rows, shape.inside, device=device, dtype=dtype, requires_grad=True)

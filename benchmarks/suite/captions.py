@@ -28,20 +28,32 @@ SIDES = ("ours", "one at a time")
 
 @dataclass(frozen=True)
 class Contest:
-    """Captions of one model in one number format."""
+    """Captions of one model.
+
+    Attributes:
+        precision: number format of ours.
+        plain_precision: of the plain loop.
+    """
 
     title: str
     size: str
     precision: str
+    plain_precision: str
     device: str
 
 
 def caption_contests(device: str, tiny: bool) -> dict[str, Contest]:
     half = "fp16" if device.startswith("cuda") else "bf16"
     size = "tiny" if tiny else "large"
+    title = f"BLIP {size}, random weights"
     return {
-        f"captions-{size}-{precision}": Contest(f"BLIP {size}, random weights, {precision}", size, precision, device)
-        for precision in (half, "fp32")
+        f"captions-{size}-defaults": Contest(
+            f"{title}, as both come: ours in {half}, the published model's fp32", size, half, "fp32", device
+        ),
+        **{
+            f"captions-{size}-{precision}": Contest(f"{title}, {precision}", size, precision, precision, device)
+            for precision in (half, "fp32")
+        },
     }
 
 
@@ -89,7 +101,7 @@ def hold(contest: Contest, place: Path, options: argparse.Namespace) -> dict[str
                 "ours": name == "ours",
                 "model": str(model),
                 "pictures": [str(each) for each in sorted((folder / pictures.name).iterdir())],
-                "precision": contest.precision,
+                "precision": contest.precision if name == "ours" else contest.plain_precision,
                 "candidates": options.candidates,
                 "tokens": TOKENS,
                 "device": contest.device,

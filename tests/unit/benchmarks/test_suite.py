@@ -132,7 +132,7 @@ def test_what_was_not_measured_says_why() -> None:
     contests = gpu_contests("cuda", tiny=False)
     text = tell(contests, {}, "no GPU")
     assert text.count("not measured: no GPU") == len(contests) == 6
-    assert tell_captions(caption_contests("cuda", tiny=False), {}, "no GPU").count("not measured: no GPU") == 2
+    assert tell_captions(caption_contests("cuda", tiny=False), {}, "no GPU").count("not measured: no GPU") == 3
 
 
 def test_a_result_is_told_with_its_ratio_paired_by_turn() -> None:
