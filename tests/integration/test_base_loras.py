@@ -55,7 +55,9 @@ def on_top(loras: list[Path]) -> list[dict[str, Any]]:
 def family_of(values: dict[str, Any]) -> StableDiffusion15:
     config = RunConfig.model_validate(values)
     source = resolve_base_model(config.base_model)
-    return StableDiffusion15.load(source, config, torch.device("cpu"), torch.float32)
+    family = StableDiffusion15.load(source, config, torch.device("cpu"), torch.float32)
+    family._parts.read_rest()  # encoders, which a run reads when there is something to encode
+    return family
 
 
 def losses(seen: Seen) -> list[float]:

@@ -54,6 +54,8 @@ def _through_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.dtype is torch.float32
         and x.device.type == "cpu"
         and x.numel() * weight.shape[0] >= FEWEST_MULTIPLICATIONS
+        # For a matrix with gaps between its rows oneDNN has no kernel but the one it is checked against, a hundred times slower.
+        and (weight.is_contiguous() or weight.t().is_contiguous())
         and not torch.compiler.is_compiling()
     )
 

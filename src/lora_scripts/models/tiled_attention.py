@@ -123,7 +123,7 @@ def _tiles(q: Tensor, k: Tensor, causal: bool) -> Iterator[tuple[slice, slice]]:
 
 def _own(x: Tensor, part: tuple[slice, slice]) -> Tensor:
     """[g,N,D] of the part's heads, one behind the other: a copy that stays in the cache, unless they lie so."""
-    return x[part].flatten(0, 1)
+    return x[part].flatten(0, 1).contiguous()
 
 
 def _heads_inside(x: Tensor) -> Tensor:
@@ -156,7 +156,8 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> Tensor
     """[g,n,m] `out`, which becomes a b, or gets it added: a [g,n,d], b [g,d,m]."""
     if a.dtype is torch.float32 and HAS_ONEDNN and a[0].numel() * b.shape[2] >= LARGE_PRODUCT:
         for place, left, right in zip(out, a, b, strict=True):
-            both = product(left, right.mT)
+            # Of its two factors oneDNN takes the second as it lies, but copies the first where it is transposed.
+            both = product(left, right.mT) if left.stride(-1) == 1 else product(right.mT, left).mT
             place.add_(both) if add else place.copy_(both)
         return out
     return out.baddbmm_(a, b) if add else torch.bmm(a, b, out=out)

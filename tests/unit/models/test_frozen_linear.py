@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_scripts.models.frozen_linear import FEWEST_MULTIPLICATIONS, FrozenLinear, freeze_linears, product
 
 SHAPES = {"large": (3, 70, 96, 160), "few rows": (1, 3, 32, 48), "no rows": (1, 0, 96, 160)}
 """Batch, rows, in, out: above the size from which oneDNN multiplies, and below."""
+
+
+ONEDNN = torch.ops.mkldnn._linear_pointwise.default
+
+
+class CalledOperations(TorchDispatchMode):
+    """Which operations run while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations.append(func)
+        return func(*args, **(kwargs or {}))
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -100,3 +118,19 @@ def test_compiled_code_computes_the_same() -> None:
     torch.testing.assert_close(
         torch.compile(layer, backend="aot_eager", fullgraph=True)(x), expected, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("gaps", ["a part of the columns", "one column of several heads", "one row over and over"])
+def test_matrix_with_gaps_never_reaches_onednn(gaps: str) -> None:
+    """It would compute it with its reference code, which is right, and hundreds of times slower."""
+    weight = {
+        "a part of the columns": numbers(160, 192)[:, :96],
+        "one column of several heads": numbers(160, 4, 96)[:, 1],
+        "one row over and over": numbers(1, 96).expand(160, 96),
+    }[gaps]
+    with CalledOperations() as called:
+        product(numbers(200, 96), weight)
+        assert ONEDNN not in called.operations
+        product(numbers(200, 96), weight.contiguous())
+        product(numbers(200, 160), weight.contiguous().t())
+    assert called.operations.count(ONEDNN) == 2
