@@ -9,6 +9,7 @@ Source: torch.distributed, with gloo on CPUs and NCCL on GPUs; nothing of our ow
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -224,6 +225,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
     try:
         yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:
+        gc.collect()  # what still holds the group (a model in shards, in a cycle) must go before it does, or the process aborts
         torch.distributed.destroy_process_group()
 
 

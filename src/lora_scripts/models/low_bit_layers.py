@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.models.frozen_linear import PLAIN_LINEAR, FrozenLinear
 from lora_scripts.models.low_bit import MULTIPLE, LowBit, LowBitWeight, low_bit_bytes, low_bit_linear, low_bit_weight
 
 __all__ = ["LowBitLayers", "low_bit_copies", "low_bit_of"]
@@ -47,7 +48,7 @@ class _LowBitLayer(nn.Module):
         return self
 
 
-class LowBitLinear(_LowBitLayer, nn.Linear):
+class LowBitLinear(_LowBitLayer, FrozenLinear):
     """x W^T + b; x [..., in]."""
 
     def __init__(self, layer: nn.Linear, kind: LowBit) -> None:
@@ -116,7 +117,9 @@ def _places(parts: Sequence[nn.Module]) -> list[tuple[nn.Module, str, nn.Linear 
         for parent in part.modules():
             for name, layer in parent.named_children():
                 # A subclass (a quantised layer, say) multiplies in its own way.
-                if type(layer) is nn.Linear or (type(layer) is nn.Conv2d and _is_pointwise(layer)):
+                if (isinstance(layer, nn.Linear) and type(layer) in PLAIN_LINEAR) or (
+                    type(layer) is nn.Conv2d and _is_pointwise(layer)
+                ):
                     found[id(layer)] = parent, name, layer
     return [place for place in found.values() if _pays(place[2]) and not place[2].weight.requires_grad]
 

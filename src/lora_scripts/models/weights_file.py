@@ -298,15 +298,16 @@ def read_tensors(
         scratch = torch.empty(0, dtype=torch.uint8)  # memory that was written to before is faster than new memory
         for name in sorted(names, key=lambda name: header.tensors[name].begin):
             info = header.tensors[name]
-            if info.num_bytes > len(scratch):
-                scratch = torch.empty(info.num_bytes, dtype=torch.uint8)
-            raw = scratch[: info.num_bytes]
-            _read_fully(file, header.data_start + info.begin, raw, header.path)
             shape = shapes[name] if shapes and name in shapes else info.shape
+            stays = dtype in (None, info.torch_dtype) and (images is None or len(shape) != 4)
+            if not stays and info.num_bytes > len(scratch):
+                scratch = torch.empty(info.num_bytes, dtype=torch.uint8)
+            raw = torch.empty(info.num_bytes, dtype=torch.uint8) if stays else scratch[: info.num_bytes]
+            _read_fully(file, header.data_start + info.begin, raw, header.path)
             stored = raw.view(info.torch_dtype).reshape(shape)
             tensor = converted(stored, dtype, images)
-            if tensor is stored:
-                tensor = stored.clone()
+            if tensor is stored and not stays:
+                tensor = stored.clone()  # the scratch is written over
             if finite:
                 check_finite(tensor, name, header.path, stored=stored)
             yield name, tensor.to(device)
