@@ -224,8 +224,8 @@ def joined_processes(device: str) -> Iterator[Processes]:
         ) from None
     try:
         yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    finally:
         gc.collect()  # what still holds the group (a model in shards, in a cycle) must go before it does, or the process aborts
+    finally:
         torch.distributed.destroy_process_group()
 
 
