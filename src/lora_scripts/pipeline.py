@@ -99,6 +99,7 @@ def run(
 
     # The frozen model, with the LoRAs beneath the one that trains.
     require_processes(config, processes.count)
+    task_of(config)  # whose folders and names are looked at before all else
     config = choose_low_bit(config, events)
     beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)

@@ -28,7 +28,9 @@ def load_family(folder: Path, **changes: Any) -> Any:
     values = {"train_data_dir": "none", "base_model": str(folder), "output_dir": "none", "resolution": 64}
     config = RunConfig.model_validate({**values, **changes})
     source = resolve_base_model(config.base_model)
-    return family_class(source.family).load(source, config, torch.device("cpu"), torch.float32)
+    family = family_class(source.family).load(source, config, torch.device("cpu"), torch.float32)
+    family._parts.read_rest()  # encoders, which a run reads when there is something to encode
+    return family
 
 
 def encoded(family: Any, pixels: torch.Tensor) -> Batch:
