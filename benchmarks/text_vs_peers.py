@@ -174,6 +174,7 @@ def order_of(folder: Path, batch_size: int, seed: int, packed: bool, steps: int)
     from lora_scripts.dialogues.opening import open_dialogues
     from lora_scripts.dialogues.template import ChatTemplate
     from lora_scripts.dialogues.tokenise import tokenise
+    from lora_scripts.going_on import older_digest, seed_of_draws
 
     opened = open_dialogues(folder / "data", exclude=[], system_prompt=None, repeats=1)
     tokens = tokenise(
@@ -186,7 +187,7 @@ def order_of(folder: Path, batch_size: int, seed: int, packed: bool, steps: int)
     )
     examples = dialogue_batches(opened.train, tokens, packed=packed).examples
     assert len(examples) == ROWS, f"{len(examples)} of {ROWS} rows are left"
-    plan = StepPlan.of(examples, batch_size, seed)
+    plan = StepPlan.of(examples, batch_size, seed_of_draws(seed, older_digest(folder / "first_lora")))
     chosen = [[examples[use.index] for use in plan.step(number)] for number in range(steps)]
     ids, trained = hashlib.sha256(), hashlib.sha256()
     for example in (each for step in chosen for each in step):
