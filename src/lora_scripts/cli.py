@@ -134,9 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # They tell everyone who imports them what kernels they lack, and diffusers and PEFT import what is installed.
     for library in ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers.torchao"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    gc.set_threshold(
-        50_000, 20, 20
-    )  # importing makes a million objects that stay: a fifth of its time was looking at them
+    # Importing makes a million objects that stay: a fifth of its time was looking at them.
+    gc.set_threshold(50_000, 20, 20)
     arguments = build_parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)

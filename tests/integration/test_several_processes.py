@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.launched import children, command, environment, losses, run, wait_for
+from helpers.launched import killed, losses, resumed_alone_at_10, run, stopped
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -60,12 +57,7 @@ def test_a_run_goes_on_under_another_number_of_processes(twenty_steps: Callable[
     whole, moved = twenty_steps("whole", batch_size=4), twenty_steps("moved", batch_size=2)
     assert run(whole, 1).returncode == 0
     assert run(moved | {"max_steps": 20}, 2).returncode == 0
-    for name in ("run.safetensors", "checkpoint-20"):
-        path = Path(moved["output_dir"]) / name
-        path.rename(path.with_name(f"gone-{name}"))
-    result = run(moved, 1)
-    assert result.returncode == 0, result.stderr
-    assert "Resuming after step 10" in result.stdout
+    resumed_alone_at_10(moved, "run.safetensors")
     for name, expected in weights(whole).items():
         torch.testing.assert_close(weights(moved)[name], expected, rtol=0, atol=1e-6)
 
@@ -76,19 +68,6 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on(
     twenty_steps: Callable[..., dict[str, Any]], victim: int
 ) -> None:
     values = twenty_steps("killed", batch_size=2) | {"max_steps": 3000, "save_steps": 5}
-    with subprocess.Popen(
-        command(values, 2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-    ) as launcher:
-        wait_for(Path(values["output_dir"]) / "checkpoint-5")
-        os.kill(children(launcher.pid)[victim], signal.SIGKILL)
-        output, _ = launcher.communicate(timeout=120)
-    assert launcher.returncode != 0
+    output, step = killed(values, 2, victim)
     assert "Another process of this run has ended" in output
-    steps = sorted(int(path.name.partition("-")[2]) for path in Path(values["output_dir"]).glob("checkpoint-*"))
-    with subprocess.Popen(
-        command(values, 2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-    ) as launcher:
-        wait_for(Path(values["output_dir"]) / f"checkpoint-{steps[-1] // 5 * 5 + 10}")
-        launcher.send_signal(signal.SIGTERM)
-        output, _ = launcher.communicate(timeout=120)
-    assert f"Resuming after step {steps[-1]}" in output
+    assert f"Resuming after step {step}" in stopped(values, 2, step // 5 * 5 + 10)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import sharded_memory, sharded_outputs
-from helpers.launched import children, command, environment, launcher, losses, run, wait_for
+from helpers.launched import environment, killed, launcher, losses, resumed_alone_at_10, run, stopped
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -71,12 +69,7 @@ def test_a_run_in_shards_goes_on_in_one_piece(twenty_steps: Settings) -> None:
     moved = twenty_steps("moved", batch_size=2)
     assert run(whole, 1).returncode == 0
     assert run(moved | {"shard_model": True}, 2).returncode == 0
-    for name in ("run", "checkpoint-20"):
-        path = Path(moved["output_dir"]) / name
-        path.rename(path.with_name(f"gone-{name}"))
-    result = run(moved, 1)
-    assert result.returncode == 0, result.stderr
-    assert "Resuming after step 10" in result.stdout
+    resumed_alone_at_10(moved, "run")
     for name, expected in weights(whole).items():
         torch.testing.assert_close(weights(moved)[name], expected, rtol=0, atol=1e-6)
 
@@ -126,24 +119,7 @@ def test_each_process_holds_its_share_and_at_most_three_layers_more(tmp_path: Pa
 def test_a_killed_process_ends_the_run_which_goes_on_in_one_piece(twenty_steps: Settings, victim: int) -> None:
     values = twenty_steps("killed", batch_size=2) | {"max_steps": 3000, "save_steps": 5, "validate_every": 0}
     values |= {"sample_every": 0}
-    with subprocess.Popen(
-        command(values | {"shard_model": True}, 2),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(),
-    ) as launcher:
-        wait_for(Path(values["output_dir"]) / "checkpoint-5")
-        os.kill(children(launcher.pid)[victim], signal.SIGKILL)
-        output, _ = launcher.communicate(timeout=120)
-    assert launcher.returncode != 0
+    output, step = killed(values | {"shard_model": True}, 2, victim)
     assert "Another process of this run has ended" in output
     assert "lora_scripts/pipeline.py" not in output  # no traceback through our code
-    steps = sorted(int(path.name.partition("-")[2]) for path in Path(values["output_dir"]).glob("checkpoint-*"))
-    with subprocess.Popen(
-        command(values, 1), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-    ) as alone:
-        wait_for(Path(values["output_dir"]) / f"checkpoint-{steps[-1] // 5 * 5 + 5}")
-        alone.send_signal(signal.SIGTERM)
-        output, _ = alone.communicate(timeout=120)
-    assert f"Resuming after step {steps[-1]}" in output
+    assert f"Resuming after step {step}" in stopped(values, 1, step // 5 * 5 + 5)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from helpers.compilers import require_cpp_compiler
 from helpers.tiny_causal_lms import tiny_model, tokenizer
 from helpers.trained_family import KINDS, family_with_adapter, picture_batch, random_adapter
 from lora_scripts.adapters.lora import Adapter
@@ -125,13 +126,7 @@ def test_outside_of_training_passes_nothing_runs_compiled(tmp_path: Path) -> Non
 
 
 def test_the_compiler_itself_gives_the_same_numbers(tmp_path: Path) -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        pytest.skip("this machine has no C++ compiler")
+    require_cpp_compiler()
     assert compiler_fault(torch.device("cpu")) == ""
     family, adapter = family_with_adapter(tmp_path)
     batches = [family.drawn(picture_batch("a"), DRAWS)]
@@ -140,11 +135,11 @@ def test_the_compiler_itself_gives_the_same_numbers(tmp_path: Path) -> None:
     assert_equal_to_rounding(passes(family, adapter, batches, compiled), expected)
 
 
-def test_a_missing_compiler_is_told_in_a_few_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_told_in_a_few_words() -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    assert "no-such-compiler" in compiler_fault(torch.device("cpu"))
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):  # which, unlike monkeypatch, puts the old value back
+        assert "no-such-compiler" in compiler_fault(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("low_bit", ["int8", "fp8"])
