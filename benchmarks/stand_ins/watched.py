@@ -64,7 +64,7 @@ class Watch:
 
 
 def flop_counter() -> Any:
-    """torch's counter, which also knows of the attention that runs on CPUs, and of oneDNN's product asked for by name."""
+    """torch's counter, which also knows of the attention that runs on CPUs, and of oneDNN's operations asked for by name."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -77,11 +77,15 @@ def flop_counter() -> Any:
     def linear(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         return int(2 * math.prod(x) * weight[0])
 
+    def convolution(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return int(2 * math.prod(out_shape) * math.prod(weight[1:]))
+
     aten = torch.ops.aten
     on_cpu = {
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
         torch.ops.mkldnn._linear_pointwise: linear,
+        torch.ops.mkldnn._convolution_pointwise: convolution,
     }
     return FlopCounterMode(display=False, custom_mapping=on_cpu)
 

@@ -5,6 +5,7 @@ Torch's own formulas (`torch.utils.flop_counter`), which look at shapes alone, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,11 +54,16 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) ->
     return 2 * x.numel() * weight.shape[0]
 
 
+def _convolution(x: torch.Tensor, weight: torch.Tensor, *args: Any, out_val: torch.Tensor, **kwargs: Any) -> int:
+    return 2 * out_val.numel() * math.prod(weight.shape[1:])
+
+
 _FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     # Attention on a CPU, which torch has no formula for.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    # oneDNN's product, which `models.frozen_linear` asks for by name.
+    # oneDNN's operations, which `models.frozen_linear` and `models.packed_conv` ask for by name.
     torch.ops.mkldnn._linear_pointwise: _linear,
+    torch.ops.mkldnn._convolution_pointwise: _convolution,
 }

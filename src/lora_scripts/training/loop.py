@@ -175,6 +175,7 @@ def train(
 
         # Forward and backward, one micro-batch at a time.
         began = time.perf_counter()
+        speed.before_step(step)
         picture_losses.begin()
         if not batches.num_announced:
             announce(step)

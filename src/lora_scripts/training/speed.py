@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.families.protocol import Batch, Loss, ModelFamily
     from lora_scripts.models.low_bit_layers import LowBitLayers
+    from lora_scripts.models.packed_conv import PackedConvolutions
     from lora_scripts.training.compiling import CompiledParts
     from lora_scripts.training.draws import Draws
     from lora_scripts.training.events import Events
@@ -53,11 +54,18 @@ class Speed:
         compiled: parts of the model that run compiled; None for none.
         graphs: whether passes are recorded and repeated.
         low_bit: frozen layers that multiply in 8 bits; None for none.
+        packed: frozen convolutions that will keep their weights in the kernels' order; None for none.
     """
 
     compiled: CompiledParts | None = None
     graphs: bool = False
     low_bit: LowBitLayers | None = None
+    packed: PackedConvolutions | None = None
+
+    def before_step(self, step: int) -> None:
+        """Prepares what pays only in a run that goes on: by the step's number, so that a resumed run computes alike."""
+        if self.packed is not None and step > 0:
+            self.packed.begin()
 
     def training_pass(
         self,
