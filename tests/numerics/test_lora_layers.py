@@ -151,7 +151,32 @@ def test_our_weights_loaded_by_peft_give_our_output():
         torch.testing.assert_close(tensors.delta(), change, atol=1e-6, rtol=1e-4)
 
 
-def test_tiny_unet_with_checkpointing_gives_the_gradients_of_peft():
+INITS = {"lora": "gaussian", "pissa": "pissa"}
+
+
+@pytest.mark.parametrize("kind", INITS)
+def test_a_pointwise_convolution_computes_rows_of_pixels_as_it_does_planes(kind):
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"proj_in": nn.Conv2d(12, 20, 1)}).requires_grad_(False)
+    adapter = attach({"unet": net}, {"unet": ["proj_in"]}, rank=3, alpha=6.0, init=INITS[kind])
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    planes, grad = torch.randn(2, 12, 6, 5), torch.randn(2, 20, 6, 5)
+    rows = planes.contiguous(memory_format=torch.channels_last)
+    assert [net["proj_in"]._can_fuse(x) for x in (rows, planes)] == [True, False]
+
+    def passed(x):
+        x = x.detach().requires_grad_()
+        out = net["proj_in"](x)
+        return [out.detach(), *torch.autograd.grad(out, [x, *adapter.parameters()], grad)]
+
+    torch.testing.assert_close(passed(rows), passed(planes), atol=1e-5, rtol=1e-5)
+    assert net["proj_in"](rows).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planes", "side by side"])
+def test_tiny_unet_with_checkpointing_gives_the_gradients_of_peft(layout):
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -165,9 +190,9 @@ def test_tiny_unet_with_checkpointing_gives_the_gradients_of_peft():
     ).requires_grad_(False)
     names = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"]
     adapter, theirs = pair(unet, names)
-    unet.enable_gradient_checkpointing()
+    unet.to(memory_format=layout).enable_gradient_checkpointing()
     unet.train()
-    sample, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12)
+    sample, text = torch.randn(2, 4, 8, 8).contiguous(memory_format=layout), torch.randn(2, 5, 12)
     timesteps = torch.tensor([10, 700])
     ours_out = unet(sample, timesteps, text).sample
     theirs_out = theirs(sample, timesteps, text).sample

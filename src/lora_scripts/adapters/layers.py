@@ -18,7 +18,7 @@ from lora_scripts.adapters.low_rank import linear_low_rank
 from lora_scripts.adapters.resize import fit_rank
 from lora_scripts.adapters.weights import LayerChange, LoRATensors
 from lora_scripts.errors import ModelError
-from lora_scripts.models.low_bit_layers import low_bit_of
+from lora_scripts.models.low_bit_layers import is_pointwise, low_bit_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,11 +56,16 @@ class LoRALayer(AdapterLayer):
 
     def _can_fuse(self, x: Tensor) -> bool:
         """Whether frozen layer and change may be computed in one go."""
-        return False
+        return self._plain and not (self._dropping or self._hooked or torch.is_autocast_enabled(x.device.type))
 
     def _fused(self, x: Tensor, scale: float) -> Tensor:
         """Output of the layer with its change."""
         raise NotImplementedError
+
+    @property
+    def _start(self) -> tuple[Tensor, Tensor] | None:
+        """A and B whose product is taken off what these add; None where there are none."""
+        return None
 
     def _change(self, x: Tensor) -> Tensor:
         """What is added to the output, before the scale."""
@@ -121,14 +126,11 @@ class LoRALinear(LoRALayer):
         """Whether this layer may be computed together with others that read the same input."""
         return self.scale * self.strength != 0.0 and self._can_fuse(x) and low_bit_of(self.base) is None
 
-    def _can_fuse(self, x: Tensor) -> bool:
-        return self._plain and not (self._dropping or self._hooked or torch.is_autocast_enabled(x.device.type))
-
     def _fused(self, x: Tensor, scale: float) -> Tensor:
         if self.group is not None and (out := self.group.output(self, x)) is not None:
             return out
-        low_bit = low_bit_of(self.base)
-        return linear_low_rank(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, scale, low_bit=low_bit)
+        weight, bias, low_bit = self.base.weight, self.base.bias, low_bit_of(self.base)
+        return linear_low_rank(x, weight, bias, self.lora_A, self.lora_B, scale, self._start, low_bit)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoRALinear:
         if self.group is not None:
@@ -144,10 +146,21 @@ class LoRALinear(LoRALayer):
 class LoRAConv2d(LoRALayer):
     """conv(x, W) + b + alpha / R * conv1x1(conv(dropout(x), A), B); x [N, in, h, w], A [R, in, k, k], B [out, R, 1, 1].
 
-    A has the stride, padding and dilation of the base. A product of our own was measured and is no faster here.
+    A has the stride, padding and dilation of the base. With a kernel of 1x1 it is a linear layer for every pixel, and computed
+    as one; for larger kernels a product of our own was measured and is no faster.
     """
 
     base: nn.Conv2d
+
+    def _can_fuse(self, x: Tensor) -> bool:
+        side_by_side = x.is_contiguous(memory_format=torch.channels_last)  # the channels of a pixel, so it is a row
+        return side_by_side and is_pointwise(self.base) and super()._can_fuse(x)
+
+    def _fused(self, x: Tensor, scale: float) -> Tensor:
+        weight, A, B = (each.flatten(1) for each in (self.base.weight, self.lora_A, self.lora_B))
+        start = None if self._start is None else (self._start[0].flatten(1), self._start[1].flatten(1))
+        rows, low_bit = x.permute(0, 2, 3, 1), low_bit_of(self.base)
+        return linear_low_rank(rows, weight, self.base.bias, A, B, scale, start, low_bit).permute(0, 3, 1, 2)
 
     def _product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         low = self.base._conv_forward(x, A.to(x.dtype), None)

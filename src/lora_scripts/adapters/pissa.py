@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from lora_scripts.adapters.dense import dense_weight
 from lora_scripts.adapters.layer import copied
 from lora_scripts.adapters.layers import LoRAConv2d, LoRAInit, LoRALayer, LoRALinear
-from lora_scripts.adapters.low_rank import linear_low_rank
 from lora_scripts.adapters.principal import principal_part
 from lora_scripts.adapters.weights import LoRATensors
-from lora_scripts.models.low_bit_layers import low_bit_of
 
 __all__ = ["PiSSAConv2d", "PiSSALinear"]
 
@@ -53,6 +51,10 @@ class _PiSSA(LoRALayer):
         self.start_A.zero_()
         self.start_B.zero_()
 
+    @property
+    def _start(self) -> tuple[Tensor, Tensor]:
+        return self.start_A, self.start_B
+
     def _change(self, x: Tensor) -> Tensor:
         # Dropout thins out what is trained; the remainder of the weight is part of the frozen layer.
         return super()._change(x) - self._product(x, self.start_A, self.start_B)
@@ -69,11 +71,6 @@ class _PiSSA(LoRALayer):
 
 class PiSSALinear(_PiSSA, LoRALinear):
     """A linear layer that trains its principal part; A [R, in], B [out, R]."""
-
-    def _fused(self, x: Tensor, scale: float) -> Tensor:
-        start = (self.start_A, self.start_B)
-        low_bit = low_bit_of(self.base)
-        return linear_low_rank(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, scale, start, low_bit)
 
 
 class PiSSAConv2d(_PiSSA, LoRAConv2d):

@@ -240,7 +240,7 @@ class LatentDiffusion(ABC):
         return [module for module in self._parts.unet.modules() if type(module).__name__ in FUSABLE]
 
     def wide_parts(self) -> Sequence[nn.Module]:
-        return [module for module in self._parts.unet.modules() if type(module).__name__ == "Transformer2DModel"]
+        return [module for module in self._parts.unet.modules() if type(module).__name__ == "PixelTransformer"]
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The loss of the predicted noise (or velocity), one number per picture, summed; with prior preservation where asked.

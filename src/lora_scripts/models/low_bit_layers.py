@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lora_scripts.models.frozen_linear import PLAIN_LINEAR, FrozenLinear
 from lora_scripts.models.low_bit import MULTIPLE, LowBit, LowBitWeight, low_bit_bytes, low_bit_linear, low_bit_weight
 
-__all__ = ["LowBitLayers", "low_bit_copies", "low_bit_of"]
+__all__ = ["LowBitLayers", "is_pointwise", "low_bit_copies", "low_bit_of"]
 
 LEAST_WEIGHTS = 2**19
 """Of a layer: below, rounding its input takes as long as a product in 8 bits saves (docs/benchmarks.md)."""
@@ -118,13 +118,14 @@ def _places(parts: Sequence[nn.Module]) -> list[tuple[nn.Module, str, nn.Linear 
             for name, layer in parent.named_children():
                 # A subclass (a quantised layer, say) multiplies in its own way.
                 if (isinstance(layer, nn.Linear) and type(layer) in PLAIN_LINEAR) or (
-                    type(layer) is nn.Conv2d and _is_pointwise(layer)
+                    type(layer) is nn.Conv2d and is_pointwise(layer)
                 ):
                     found[id(layer)] = parent, name, layer
     return [place for place in found.values() if _pays(place[2]) and not place[2].weight.requires_grad]
 
 
-def _is_pointwise(layer: nn.Conv2d) -> bool:
+def is_pointwise(layer: nn.Conv2d) -> bool:
+    """Whether the convolution is a linear layer for every pixel by itself."""
     form = layer.kernel_size, layer.stride, layer.padding, layer.groups
     return form == ((1, 1), (1, 1), (0, 0), 1)
 

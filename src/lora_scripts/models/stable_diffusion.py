@@ -15,6 +15,7 @@ from lora_scripts.models.clip_tokenizer import find_tokenizer
 from lora_scripts.models.components import build_component, component_configs
 from lora_scripts.models.filling import Filling
 from lora_scripts.models.frozen_linear import freeze_linears
+from lora_scripts.models.frozen_norm import freeze_group_norms
 from lora_scripts.models.layout_names import Place
 from lora_scripts.models.outline import fill_with_nothing
 from lora_scripts.models.published import published_config
@@ -155,9 +156,13 @@ def outline_stable_diffusion(
 def _put_together(
     source: BaseModel, parts: Mapping[str, Any], scheduler: dict[str, Any], unread: dict[str, Filling] | None = None
 ) -> StableDiffusionParts:
+    from lora_scripts.models.unet_transformer import use_pixel_transformers
+
     folder = source.path.parent if source.kind == "single_file" else source.path
     _check_fit(parts, source.name)
     use_tiled_attention(parts["unet"])
+    use_pixel_transformers(parts["unet"])
+    freeze_group_norms(parts["unet"])
     for module in parts.values():
         freeze_linears(module)
     tokenizers = {}
