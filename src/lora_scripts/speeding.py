@@ -27,6 +27,8 @@ COMPILING_S, SHAPE_S = 60.0, 20.0
 """Seconds of compiling without a cache: in any case, and for every shape of picture. Guesses on the safe side."""
 SHARE_FOR_PACKED = 0.25
 """Of the memory that is free on a machine that trains on its CPU, for weights in the order in which its kernels read them."""
+LITTLE_MEMORY = 1e8
+"""Bytes that are taken without asking how many are free."""
 SHARE_FOR_DATA = 0.04
 """Of a card's free memory, for encodings: it lies in the 8 % that a memory plan leaves alone."""
 
@@ -50,7 +52,7 @@ def choose_speed(
     low_bit = _low_bit(config, family, events)  # first, so that what is compiled is compiled with it
     num_shapes = len({example.shape for example in data.examples}) if family.few_shapes else 1
     compiled = _compiled(config, family, num_shapes, device, steps * (step_seconds or 0.0), events)
-    packed = None if compiled or config.memory_limit_gb else _packed(family, device, events)
+    packed = None if compiled else _packed(config, family, device, events)
     return Speed(compiled, _graphs(config, family, device, events), low_bit, packed)
 
 
@@ -78,7 +80,7 @@ def _low_bit(config: RunConfig, family: ModelFamily, events: Events) -> LowBitLa
     return layers
 
 
-def _packed(family: ModelFamily, device: torch.device, events: Events) -> PackedConvolutions | None:
+def _packed(config: RunConfig, family: ModelFamily, device: torch.device, events: Events) -> PackedConvolutions | None:
     if device.type != "cpu":
         return None
     from lora_scripts.models.packed_conv import PackedConvolutions, packed_bytes
@@ -86,11 +88,11 @@ def _packed(family: ModelFamily, device: torch.device, events: Events) -> Packed
 
     modules = family.components.values()
     taken = packed_bytes(modules)
-    if not 0 < taken <= SHARE_FOR_PACKED * available_memory():
-        return None
-    if taken >= 1e8:
+    if taken > LITTLE_MEMORY:
+        if config.memory_limit_gb or taken > SHARE_FOR_PACKED * available_memory():
+            return None
         events.note(f"Convolutions keep their weights in oneDNN's order too: {taken / 1e9:.1f} GB more, and faster.")
-    return PackedConvolutions(modules)
+    return PackedConvolutions(modules) if taken else None
 
 
 def _compiled(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.trained_family import family_with_adapter, picture_batch
+from lora_scripts import speeding
 from lora_scripts.config import RunConfig
 from lora_scripts.models.packed_conv import PackedConv2d, PackedConvolutions, packed_bytes
 from lora_scripts.planning import budget
@@ -110,15 +111,20 @@ def test_layers_that_learn_or_are_of_another_form_stay_as_they_are() -> None:
     assert all(type(layer) is nn.Conv2d for layer in others)
 
 
-@pytest.mark.parametrize(("share", "packs"), [(4.1, True), (3.9, False)])
+@pytest.mark.parametrize(
+    ("share", "limit", "packs"),
+    [(4.1, None, True), (3.9, None, False), (4.1, 1.0, False)],
+    ids=["room", "little", "limit"],
+)
 def test_a_run_packs_after_its_first_step_where_a_quarter_of_the_free_memory_is_enough(
-    share: float, packs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    share: float, limit: float | None, packs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family, adapter = family_with_adapter(tmp_path)
     taken = packed_bytes(family.components.values())
     monkeypatch.setattr(budget, "available_memory", lambda: int(share * taken))
+    monkeypatch.setattr(speeding, "LITTLE_MEMORY", 0)
     data: Any = SimpleNamespace(examples=())
-    config = RunConfig(train_data_dir=tmp_path, base_model="x", output_dir=tmp_path / "run")
+    config = RunConfig(train_data_dir=tmp_path, base_model="x", output_dir=tmp_path / "run", memory_limit_gb=limit)
     speed = choose_speed(config, family, data, torch.device("cpu"), 5, None, Events())
     batch, draws, unet = picture_batch("a"), Draws(0), family.components["unet"]
     gradients = []
