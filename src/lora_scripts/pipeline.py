@@ -61,7 +61,7 @@ def run(
     """Trains what the config describes, to the proved file; `should_stop` true saves and ends it after a step.
 
     The same `output_dir` again resumes at its newest whole checkpoint. With `force`, what the check finds red stops nothing.
-    On several processes the first one encodes, judges and writes; all of them train, and lend it their weights if need be.
+    On several processes all of them train and measure; the first one encodes, renders and writes, and is lent their weights.
 
     Raises:
         LoraScriptsError: anything the user can mend, said before the long work where that is possible.
@@ -159,13 +159,14 @@ def run(
         state = run_state.restore(events)
     state.num_processes = state.num_processes if state.step else processes.count
     events.started(_start(task, this, fitted, state.step, dtype, processes))
-    judge, validate_every = make_judge(this, state)
+    judge, validate_every = make_judge(this, state, processes)
     chooser = Chooser(config, task.comparison(this, run_state, previews), run_state, previews, events)
-    with processes.first_alone() as alone:
-        if alone and state.step == 0:
-            previews.render(0)
-            if judge is not None:
-                judge.validate(0)
+    if state.step == 0:
+        with processes.first_alone() as alone:
+            if alone:
+                previews.render(0)
+        if judge is not None:
+            judge.validate(0)
 
     # Training.
     check = prepared.check.prediction
