@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.config import RunConfig
-from lora_scripts.processes import ONE, Processes
+from lora_scripts.processes import ONE, LostProcessError, Processes, spread_over
 from lora_scripts.training.events import Events, RunStart
 
 if TYPE_CHECKING:
@@ -84,10 +84,9 @@ def run(
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.planning.choose_swap import choose_block_swap
     from lora_scripts.planning.fit_memory import fit_memory
-    from lora_scripts.processes import LostProcessError, spread_over
     from lora_scripts.speed_rules import require_processes
     from lora_scripts.speeding import choose_speed, keep_at_hand
-    from lora_scripts.tasks import task_of
+    from lora_scripts.tasks import require_inputs, task_of
     from lora_scripts.tasks.protocol import Run
     from lora_scripts.training.chosen import Chosen
     from lora_scripts.training.loop import Pauses, train
@@ -99,7 +98,7 @@ def run(
 
     # The frozen model, with the LoRAs beneath the one that trains.
     require_processes(config, processes.count)
-    task_of(config)  # whose folders and names are looked at before all else
+    require_inputs(config)
     config = choose_low_bit(config, events)
     beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
