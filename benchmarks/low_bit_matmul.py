@@ -17,7 +17,7 @@ import torch
 from style_vs_diffusers import DOCS, ROOT, processor, update_docs  # which makes src importable
 from torch import nn
 
-from lora_scripts.low_bit_choice import _require
+from lora_scripts.low_bit_choice import require_low_bit
 from lora_scripts.models.frozen_linear import freeze_linears
 from lora_scripts.models.low_bit_layers import LEAST_WEIGHTS, LowBitLinear
 
@@ -55,7 +55,7 @@ def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    _require(options.kind, device)
+    require_low_bit(options.kind, device)
     dtypes, kind = options.dtypes, options.kind
     plain_ms, run_ms = dict.fromkeys(dtypes, 0.0), dict.fromkeys(dtypes, 0.0)
     heads = [part for dtype in dtypes for part in (f"{dtype} ms", f"{kind} ms", f"{dtype} / {kind}")]

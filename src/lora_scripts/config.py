@@ -6,16 +6,16 @@ from the schema of `RunConfig`. Rules between settings (`run_rules.py`) are chec
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from lora_scripts.run_rules import run_faults
+from lora_scripts.setting_values import Fraction, Names, Positive, Size, UserPath, entries_of, parse_size
 from lora_scripts.words import Words, words_of
 
-__all__ = ["RunConfig", "Size", "parse_size"]
+__all__ = ["RunConfig", "Size"]
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "adamw_schedulefree"]
 SchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
@@ -23,44 +23,6 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 LossType = Literal["l2", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 DEFAULT_BATCH = 4
-Size = tuple[int, int]
-"""Width and height in pixels."""
-
-
-def parse_size(value: Any) -> Any:
-    """(width, height) from 512, "768x768", "768×512", [768, 512]; anything else is returned for pydantic to refuse."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return (value, value)
-    if isinstance(value, str):
-        numbers = re.fullmatch(r"\s*(\d+)\s*(?:[x×,*]\s*(\d+)\s*)?", value)
-        if numbers is None:
-            raise ValueError('write 512, "768x768" or [768, 768]')
-        width = int(numbers[1])
-        return (width, int(numbers[2] or width))
-    return value
-
-
-def split_names(value: Any) -> Any:
-    """A list from one name or a comma-separated text."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def expand_path(value: Any) -> Any:
-    """A path with `~` resolved from text; anything else is returned for pydantic to refuse."""
-    if not (isinstance(value, str) and value.strip()):
-        return value
-    try:
-        return Path(value).expanduser()
-    except RuntimeError:
-        raise ValueError("names a user whose home folder is not known here; write the whole path") from None
-
-
-UserPath = Annotated[Path, BeforeValidator(expand_path)]
-Names = Annotated[list[str], BeforeValidator(split_names)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -85,14 +47,6 @@ class BaseLoRA(Section):
         if value == 0:
             raise ValueError("0 would leave it without effect; take the entry out")
         return value
-
-
-def entries_of(value: Any) -> Any:
-    """Entries from one path or a list of paths; anything else is returned for pydantic to refuse."""
-    entries = [value] if isinstance(value, str | Path | dict) else value
-    if not isinstance(entries, list):
-        return value
-    return [{"path": entry} if isinstance(entry, str | Path) else entry for entry in entries]
 
 
 class PictureFolder(Section):

@@ -9,13 +9,14 @@ from lora_scripts.training.ranking import Judge
 from lora_scripts.training.validation import Validator, plan_validation
 
 if TYPE_CHECKING:
+    from lora_scripts.processes import Processes
     from lora_scripts.tasks.protocol import Run
     from lora_scripts.training.loop import LoopState
 
 __all__ = ["make_judge"]
 
 
-def make_judge(run: Run, state: LoopState) -> tuple[Judge | None, int]:
+def make_judge(run: Run, state: LoopState, processes: Processes) -> tuple[Judge | None, int]:
     """What measures the validation loss, and every how many steps; None and 0 when nothing is measured."""
     config, parts, plan, events = run.config, run.prepared.parts, run.plan, run.events
     if parts.held_out is None:
@@ -36,7 +37,9 @@ def make_judge(run: Run, state: LoopState) -> tuple[Judge | None, int]:
         return None, 0
     levels = f" at {when.num_pairs} noise levels per {config.words.example}" if run.family.num_levels > 1 else ""
     events.note(f"Validation loss every {when.every} steps{levels}: about {when.share:.1%} of the run.")
-    validator = Validator(run.family, run.adapter, run.optimizer, parts, when, config.micro_batch, run.device)
+    validator = Validator(
+        run.family, run.adapter, run.optimizer, parts, when, config.micro_batch, run.device, processes
+    )
 
     def saved(step: int) -> set[int]:
         now = {step} if step % config.save_steps == 0 or step == run.max_steps else set()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lora_scripts.models.low_bit import LowBit
     from lora_scripts.training.events import Events
 
-__all__ = ["choose_low_bit", "low_bit_kind"]
+__all__ = ["choose_low_bit", "low_bit_kind", "require_low_bit"]
 
 FP8_CAPABILITY, INT8_CAPABILITY = (8, 9), (7, 5)
 """Compute capability from which on CUDA devices multiply in that kind: Ada and Hopper, Turing."""
@@ -35,7 +35,7 @@ def choose_low_bit(config: RunConfig, events: Events) -> RunConfig:
         return config
     device = choose_device(config.device)
     if written != "auto":
-        _require(written, device)
+        require_low_bit(written, device)
         if device.type == "cpu" and written == "fp8":
             events.note("low_bit_matmul: fp8: a CPU has no such products and makes them up, several times slower.")
         return config
@@ -43,7 +43,7 @@ def choose_low_bit(config: RunConfig, events: Events) -> RunConfig:
     kind = began.low_bit if began is not None else _fastest(config, device)
     if kind != "none":
         try:
-            _require(kind, device)
+            require_low_bit(kind, device)
         except ConfigError as error:
             if began is not None:
                 raise
@@ -69,8 +69,8 @@ def _fastest(config: RunConfig, device: torch.device) -> str:
     return "int8" if capability >= INT8_CAPABILITY else "none"
 
 
-def _require(kind: str, device: torch.device) -> None:
-    """Tries a small layer on the device, forward and backward.
+def require_low_bit(kind: str, device: torch.device) -> None:
+    """Tries a small layer of that kind on the device, forward and backward.
 
     Raises:
         ConfigError: torchao is not installed, or this cannot be done here.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.config import RunConfig
-from lora_scripts.processes import ONE, Processes
+from lora_scripts.processes import ONE, LostProcessError, Processes, spread_over
 from lora_scripts.training.events import Events, RunStart
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(
     """Trains what the config describes, to the proved file; `should_stop` true saves and ends it after a step.
 
     The same `output_dir` again resumes at its newest whole checkpoint. With `force`, what the check finds red stops nothing.
-    On several processes the first one encodes, judges and writes; all of them train, and lend it their weights if need be.
+    On several processes all of them train and measure; the first one encodes, renders and writes, and is lent their weights.
 
     Raises:
         LoraScriptsError: anything the user can mend, said before the long work where that is possible.
@@ -84,10 +84,9 @@ def run(
     from lora_scripts.models.source import resolve_base_model
     from lora_scripts.planning.choose_swap import choose_block_swap
     from lora_scripts.planning.fit_memory import fit_memory
-    from lora_scripts.processes import LostProcessError, spread_over
     from lora_scripts.speed_rules import require_processes
     from lora_scripts.speeding import choose_speed, keep_at_hand
-    from lora_scripts.tasks import task_of
+    from lora_scripts.tasks import require_inputs, task_of
     from lora_scripts.tasks.protocol import Run
     from lora_scripts.training.chosen import Chosen
     from lora_scripts.training.loop import Pauses, train
@@ -99,7 +98,7 @@ def run(
 
     # The frozen model, with the LoRAs beneath the one that trains.
     require_processes(config, processes.count)
-    task_of(config)  # whose folders and names are looked at before all else
+    require_inputs(config)
     config = choose_low_bit(config, events)
     beneath = find_base_loras(config)
     source = resolve_base_model(config.base_model, allow_download=config.allow_download, task=config.task_type)
@@ -159,13 +158,14 @@ def run(
         state = run_state.restore(events)
     state.num_processes = state.num_processes if state.step else processes.count
     events.started(_start(task, this, fitted, state.step, dtype, processes))
-    judge, validate_every = make_judge(this, state)
+    judge, validate_every = make_judge(this, state, processes)
     chooser = Chooser(config, task.comparison(this, run_state, previews), run_state, previews, events)
-    with processes.first_alone() as alone:
-        if alone and state.step == 0:
-            previews.render(0)
-            if judge is not None:
-                judge.validate(0)
+    if state.step == 0:
+        with processes.first_alone() as alone:
+            if alone:
+                previews.render(0)
+        if judge is not None:
+            judge.validate(0)
 
     # Training.
     check = prepared.check.prediction

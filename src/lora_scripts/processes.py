@@ -70,6 +70,15 @@ class Processes:
         """What of the items is this process's part; all of them where it is alone."""
         return items[self.index :: self.count]
 
+    def joined(self, results: Sequence[T]) -> list[T]:
+        """What all processes have made of their shares, one result for each item, in the order of the items.
+
+        Raises:
+            LostProcessError: a process has ended.
+        """
+        shares = self.gather(results)
+        return [shares[place % self.count][place // self.count] for place in range(sum(map(len, shares)))]
+
     def sum_step(self, parameters: Sequence[nn.Parameter], total: Tensor, count: int) -> tuple[Tensor, int]:
         """Sums gradients, loss and count over all processes; every process has the same bits afterwards.
 

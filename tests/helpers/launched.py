@@ -40,6 +40,13 @@ def run(values: dict[str, Any], num_processes: int) -> subprocess.CompletedProce
     )
 
 
+def launched(script: Any, num_processes: int, *arguments: str) -> None:
+    """Runs a script of the helpers on so many processes, to its end."""
+    words = [sys.executable, *launcher(num_processes), str(Path(script.__file__)), *arguments]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False, timeout=600)
+    assert result.returncode == 0, result.stderr
+
+
 def losses(values: dict[str, Any]) -> list[float]:
     """Of every step, as the run's record has them."""
     lines = (Path(values["output_dir"]) / "record.jsonl").read_text("utf-8").splitlines()

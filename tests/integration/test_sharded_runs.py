@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import sharded_memory, sharded_outputs
-from helpers.launched import environment, killed, launcher, losses, resumed_alone_at_10, run, stopped
+from helpers.launched import killed, launched, losses, resumed_alone_at_10, run, stopped
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -87,13 +86,6 @@ def test_pairs_are_learnt_in_shards_as_in_one_piece(twenty_steps: Settings, tmp_
     one = twenty_steps("one", batch_size=2, gradient_accumulation_steps=2) | dpo | {"cache_dir": str(tmp_path / "new")}
     assert run(one, 1).returncode == 0
     torch.testing.assert_close(torch.tensor(losses(two)), torch.tensor(losses(one)), rtol=0, atol=1e-6)
-
-
-def launched(script: Any, num_processes: int, *arguments: str) -> None:
-    """Runs a helper's module on so many processes, to its end."""
-    words = [sys.executable, *launcher(num_processes), str(Path(script.__file__)), *arguments]
-    result = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False, timeout=600)
-    assert result.returncode == 0, result.stderr
 
 
 def test_three_processes_compute_the_bits_of_one_together_and_for_the_first(tmp_path: Path) -> None:

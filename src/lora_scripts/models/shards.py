@@ -4,9 +4,9 @@ Only frozen weights are cut. The adapter is whole in every process, so the optim
 nothing of it. A unit (the embeddings, a decoder layer, the head) is gathered from all processes before it computes, forward
 and backward, and given up again afterwards.
 
-So every pass takes all processes. In training they make the same number of passes. Where the first process works alone, to
-measure or to answer, it announces each unit before it gathers it, and the others lend their shards: what they are needed
-for is not the pass itself.
+So every pass takes all processes. In training and in measurements they make the same number of passes. Where the first
+process works alone, to answer or to prove the finished file, it announces each unit before it gathers it, and the others lend
+their shards: what they are needed for is not the pass itself.
 
 Source: FSDP2, torch.distributed.fsdp.fully_shard; Zhao et al. 2023, arXiv 2304.11277, section 3, for the idea.
 """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.attaching import attach_adapter
 from lora_scripts.families import family_class
 from lora_scripts.planning.passes import Passes
-from lora_scripts.tasks import task_of
+from lora_scripts.tasks import require_inputs, task_of
 from lora_scripts.training.events import Events
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def outlined_run(
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    require_inputs(config)
     # An older LoRA to go on from changes no shape, nor do those beneath, so none is read.
     settings = config.model_copy(update={"init_lora_weights": None})
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lora_scripts.config import RunConfig
     from lora_scripts.tasks.protocol import Task
 
-__all__ = ["TASKS", "task_of"]
+__all__ = ["TASKS", "require_inputs", "task_of"]
 
 TASKS = {
     "text-to-image": "lora_scripts.tasks.text_to_image:TextToImage",
@@ -17,12 +17,25 @@ TASKS = {
 }
 
 
-def task_of(config: RunConfig) -> Task:
-    """The task of a run; what it costs to look at early (paths, a wrong name) is looked at now.
+def require_inputs(config: RunConfig) -> None:
+    """Looks at what the settings name (folders, a model that judges), which costs little and is done before all else.
 
     Raises:
-        LoraScriptsError: the data's folder is not there, or a setting names something that is not.
+        LoraScriptsError: something is not there, or not what it should be.
     """
+    _class(config).require_inputs(config)
+
+
+def task_of(config: RunConfig) -> Task:
+    """The task of a run.
+
+    Args:
+        config: with all that is left to be chosen in it.
+    """
+    return _class(config)(config)
+
+
+def _class(config: RunConfig) -> type[Task]:
     module, _, attribute = TASKS[config.task_type].partition(":")
-    task: Task = getattr(import_module(module), attribute)(config)
-    return task
+    found: type[Task] = getattr(import_module(module), attribute)
+    return found

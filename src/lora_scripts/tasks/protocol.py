@@ -136,6 +136,17 @@ class Finishing(Protocol):
 class Task(Protocol):
     """One kind of training: `tasks/text_to_image.py` is the example to read. Its methods are called in this order."""
 
+    @staticmethod
+    def require_inputs(config: RunConfig) -> None:
+        """Looks at what the settings name, as far as that costs little.
+
+        Raises:
+            LoraScriptsError: something is not there, or not what it should be.
+        """
+        ...
+
+    def __init__(self, config: RunConfig) -> None: ...
+
     def prepare(
         self, family: ModelFamily, device: torch.device, events: Events, progress: Progress, force: bool
     ) -> Prepared:

@@ -32,9 +32,12 @@ __all__ = ["TextGeneration"]
 class TextGeneration:
     """A run on dialogues."""
 
+    @staticmethod
+    def require_inputs(config: RunConfig) -> None:
+        require_dialogues(config)
+
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        require_dialogues(config)
         self._max_length = 0
         self._data: DialogueBatches
 

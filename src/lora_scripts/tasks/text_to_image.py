@@ -41,10 +41,13 @@ SIDES = (1024, 768, 640, 512, 448, 384, 320, 256, 192, 128)
 class TextToImage:
     """A run on pictures."""
 
+    @staticmethod
+    def require_inputs(config: RunConfig) -> None:
+        require_folders(config)
+        find_clip(config)  # which judges the pictures when all is done
+
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        require_folders(config)
-        self._clip = find_clip(config)  # judges the pictures when all is done; a wrong name is told now
         self._resolution: Size = (0, 0)
         self._dataset = Dataset(())
 
@@ -126,9 +129,10 @@ class TextToImage:
         return Finish(run, self._resolution, cast("Previews", previews))
 
     def comparison(self, run: Run, run_state: Resumable, previews: Previewing) -> ByPictures | None:
-        if self._clip is None:
+        clip = find_clip(self._config)
+        if clip is None:
             return None
-        return ByPictures(run, self._clip, run_state, cast("Previews", previews), self._resolution)
+        return ByPictures(run, clip, run_state, cast("Previews", previews), self._resolution)
 
 
 def _described(source: PictureSource, examples: Sequence[Example]) -> str:

@@ -86,7 +86,7 @@ class Pauses:
 
     Attributes:
         save, preview: called with the number of steps done.
-        validate: the same; true when early stopping ends the run, which then saves and is complete.
+        validate: the same, in every process; true when early stopping ends the run, which then saves and is complete.
         save_every, preview_every, validate_every: in steps; 0 for never. The last step always saves.
         should_stop: asked after every step; true saves and ends the loop early.
     """
@@ -234,7 +234,7 @@ def train(
         if pauses.validate_every and (last or state.step % pauses.validate_every == 0):
             meter.report(effective_learning_rates(optimizer))
             one_pass.forget()
-            state.ended = processes.from_first(lambda: pauses.validate(state.step)) and not last
+            state.ended = pauses.validate(state.step) and not last
         saving = last or stopping or state.ended or state.step % pauses.save_every == 0
         if saving or state.step % config.log_steps == 0:
             meter.report(effective_learning_rates(optimizer))

@@ -8,6 +8,7 @@ training loss falls means that the pictures are learnt by heart.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -17,6 +18,7 @@ import torch
 
 from lora_scripts.data.sampler import Sample
 from lora_scripts.families.protocol import ModelFamily
+from lora_scripts.processes import ONE, Processes
 from lora_scripts.training.draws import Draws
 from lora_scripts.training.events import Validation
 from lora_scripts.training.optimizers import evaluation_weights
@@ -118,6 +120,25 @@ def plan_validation(
     return ValidationPlan(0, 0, 0.0)
 
 
+@dataclass(frozen=True)
+class _Use:
+    """One example at one (noise level, noise) pair.
+
+    Attributes:
+        number: of its example among all that are measured.
+        level: as a share 0..1 of the trained range.
+    """
+
+    data: TrainingData
+    number: int
+    sample: Sample
+    level: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.data.examples[self.sample.index].shape
+
+
 class Validator:
     """Measures the model as it is; draws nothing from any generator and leaves weights and moments alone."""
 
@@ -130,47 +151,63 @@ class Validator:
         plan: ValidationPlan,
         batch_size: int,
         device: torch.device,
+        processes: Processes = ONE,
     ) -> None:
         assert split.held_out is not None
         self._family, self._adapter, self._optimizer = family, adapter, optimizer
-        self._held_out, self._train, self._reference = split.held_out, split.train, split.reference
         self._num_pairs, self._batch_size, self._device = plan.num_pairs, batch_size, device
+        self._processes = processes
+        self._num_held_out = len(split.held_out.examples)
+        self._uses = [
+            *self._uses_of(split.held_out, range(self._num_held_out), 0),
+            *self._uses_of(split.train, split.reference, self._num_held_out),
+        ]
 
     def measure(self, step: int) -> Validation:
-        """Plain mean squared errors, one per picture: no loss weights, no caption dropout, no adapter dropout."""
-        held_out = self._losses(self._held_out, range(len(self._held_out.examples)))
-        trained = self._losses(self._train, self._reference)
-        return Validation(step, held_out, trained)
+        """Plain mean squared errors, one per picture: no loss weights, no caption dropout, no adapter dropout.
 
-    @torch.no_grad()
-    def _losses(self, data: TrainingData, indices: Sequence[int]) -> list[float]:
-        """The mean loss of each picture over all pairs; the n-th picture of either group gets the n-th noise."""
+        To be called in every process: each computes its share, and all get the whole.
+
+        Raises:
+            LostProcessError: a process has ended.
+        """
+        losses: dict[int, list[float]] = defaultdict(list)
+        for use, loss in zip(self._uses, self._processes.joined(self._losses_of_share()), strict=True):
+            losses[use.number].append(loss)
+        means = [sum(losses[number]) / self._num_pairs for number in sorted(losses)]
+        return Validation(step, means[: self._num_held_out], means[self._num_held_out :])
+
+    def _uses_of(self, data: TrainingData, indices: Sequence[int], first: int) -> list[_Use]:
+        """Every pair of every picture, shapes together, so that passes are full; in either group the n-th gets the n-th noise."""
         plain = data.as_written()
-        # (place, sample) of every pair, shapes together, so that batches are full.
-        pairs = [
-            (place, Sample(index, f"validation/{place}/{pair}"), (pair + 0.5) / self._num_pairs)
+        uses = [
+            _Use(plain, first + place, Sample(index, f"validation/{place}/{pair}"), (pair + 0.5) / self._num_pairs)
             for place, index in enumerate(indices)
             for pair in range(self._num_pairs)
         ]
-        pairs.sort(key=lambda item: data.examples[item[1].index].shape)
-        sums = [0.0] * len(indices)
-        with evaluation_weights(self._optimizer), self._adapter.strength(1.0):
-            for group in _groups(pairs, data, self._batch_size):
-                batch = plain.batch([sample for _, sample, _ in group], self._device)
-                batch = batch.at_levels([level for _, _, level in group])
-                losses = self._family.loss(batch, Draws(MEASURED_SEED)).per_example.tolist()
-                for (place, _, _), loss in zip(group, losses, strict=True):
-                    sums[place] += loss
-        return [total / self._num_pairs for total in sums]
+        return sorted(uses, key=lambda use: use.shape)
 
+    @torch.no_grad()
+    def _losses_of_share(self) -> list[float]:
+        """Of the uses that this process computes; further passes are made where the others need it for theirs."""
+        processes, losses = self._processes, []
+        with evaluation_weights(self._optimizer), self._adapter.strength(1.0), processes.passing():
+            for uses in self._passes(processes.share(self._uses)):
+                losses += self._losses(uses)
+            for _ in range(processes.idle_passes(self._uses, lambda share: len(self._passes(share)))):
+                self._losses(self._uses[:1])
+        return losses
 
-def _groups(
-    pairs: Sequence[tuple[int, Sample, float]], data: TrainingData, most: int
-) -> list[list[tuple[int, Sample, float]]]:
-    groups: list[list[tuple[int, Sample, float]]] = []
-    for item in pairs:
-        shape = data.examples[item[1].index].shape
-        if not groups or len(groups[-1]) == most or data.examples[groups[-1][0][1].index].shape != shape:
-            groups.append([])
-        groups[-1].append(item)
-    return groups
+    def _passes(self, uses: Sequence[_Use]) -> list[list[_Use]]:
+        passes: list[list[_Use]] = []
+        for use in uses:
+            last = passes[-1] if passes else []
+            if not last or len(last) == self._batch_size or last[0].data is not use.data or last[0].shape != use.shape:
+                passes.append([])
+            passes[-1].append(use)
+        return passes
+
+    def _losses(self, uses: Sequence[_Use]) -> list[float]:
+        batch = uses[0].data.batch([use.sample for use in uses], self._device).at_levels([use.level for use in uses])
+        losses: list[float] = self._family.loss(batch, Draws(MEASURED_SEED)).per_example.tolist()
+        return losses
