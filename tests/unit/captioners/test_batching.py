@@ -34,6 +34,10 @@ def test_the_size_ends_at_the_largest_of_the_device() -> None:
     assert settle(BatchSize(None, "mps"), dict.fromkeys((1, 2, 4, 8, 16), 1.0))[-1] == 16
 
 
+def test_a_cpu_begins_with_a_batch_for_its_decoder() -> None:
+    assert settle(BatchSize(None, "cpu"), {16: 1.0, 32: 3.0})[:4] == [16, 16, 32, 16]
+
+
 def test_the_users_size_is_kept() -> None:
     assert set(settle(BatchSize(5, "cpu"), {5: 99.0})) == {5}
 
