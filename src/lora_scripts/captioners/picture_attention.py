@@ -67,7 +67,7 @@ class KeysAndValues:
         self._values = [self._heads(layer.value(states)) for layer in attentions]
 
     def mix(self, index: int, query: Tensor) -> Tensor:
-        query = query.unflatten(-1, (self._num_heads, -1)).transpose(1, 2)
+        query = self._heads(query)
         return attend(query, self._keys[index], self._values[index]).transpose(1, 2).flatten(2)
 
     def keep(self, pictures: Tensor) -> None:
@@ -76,7 +76,7 @@ class KeysAndValues:
 
     def _heads(self, states: Tensor) -> Tensor:
         """[B,L,D] to [B,H,L,D/H]."""
-        return states.unflatten(-1, (self._num_heads, -1)).transpose(1, 2).contiguous()
+        return states.reshape(*states.shape[:2], self._num_heads, -1).transpose(1, 2).contiguous()
 
 
 class States:
@@ -84,9 +84,9 @@ class States:
 
     def __init__(self, attentions: Sequence[Any], states: Tensor) -> None:
         heads = attentions[0].num_attention_heads
-        scale = (attentions[0].all_head_size // heads) ** -0.5
-        self._to_states = [plain_weight(layer.key).unflatten(0, (heads, -1)) * scale for layer in attentions]
-        self._from_states = [plain_weight(layer.value).unflatten(0, (heads, -1)).mT for layer in attentions]
+        shape = (heads, attentions[0].all_head_size // heads, states.shape[-1])
+        self._to_states = [plain_weight(layer.key).view(shape) * shape[1] ** -0.5 for layer in attentions]
+        self._from_states = [plain_weight(layer.value).view(shape).mT for layer in attentions]
         self._biases = [layer.value.bias for layer in attentions]
         self._states = [(packed(picture), packed(picture.t())) for picture in states]
 
@@ -95,9 +95,9 @@ class States:
         to_states, from_states = self._to_states[index], self._from_states[index]  # [H,D/H,S] and [H,S,D/H]
         heads = len(to_states)
         query = query.reshape(batch * num_candidates, heads, -1).transpose(0, 1)
-        asked = torch.bmm(query, to_states).unflatten(1, (batch, num_candidates)).transpose(0, 1).flatten(1, 2)
+        asked = torch.bmm(query, to_states).view(heads, batch, num_candidates, -1).transpose(0, 1).flatten(1, 2)
         mixed = torch.stack([self._of_picture(*each) for each in zip(asked, self._states, strict=True)])
-        mixed = mixed.unflatten(1, (heads, num_candidates)).transpose(0, 1).flatten(1, 2)
+        mixed = mixed.view(batch, heads, num_candidates, -1).transpose(0, 1).flatten(1, 2)
         out = torch.bmm(mixed, from_states).transpose(0, 1).reshape(batch, num_candidates, -1)
         return out if self._biases[index] is None else out + self._biases[index]
 

@@ -48,8 +48,14 @@ class Pixels:
 def _stretched_to(processor: Any) -> tuple[int, int] | None:
     """Width and height where pictures are only stretched to them; None where the processor does something else or more."""
     size = dict(vars(processor.size) if hasattr(processor.size, "__dict__") else processor.size)
-    sides = size.get("width"), size.get("height")
+    width, height = size.get("width"), size.get("height")
     more = any(getattr(processor, step, False) for step in ("do_center_crop", "do_pad"))
-    if not processor.do_resize or more or None in sides or size.get("shortest_edge") or size.get("longest_edge"):
+    if (
+        not processor.do_resize
+        or more
+        or not (width and height)
+        or size.get("shortest_edge")
+        or size.get("longest_edge")
+    ):
         return None
-    return int(sides[0]), int(sides[1])
+    return int(width), int(height)

@@ -31,8 +31,8 @@ def packed(weight: Tensor) -> Tensor:
 
 def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """x W^T + b, [..., out], or its GELU, of a packed weight [out,in]; x [..., in]."""
-    after = ("gelu", [], "none") if gelu else ("none", [], "")
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
+    after, kind = ("gelu", "none") if gelu else ("none", "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], kind)
     return out
 
 
