@@ -88,7 +88,8 @@ class States:
         self._to_states = [plain_weight(layer.key).view(shape) * shape[1] ** -0.5 for layer in attentions]
         self._from_states = [plain_weight(layer.value).view(shape).mT for layer in attentions]
         self._biases = [layer.value.bias for layer in attentions]
-        self._states = [(packed(picture), packed(picture.t())) for picture in states]
+        self._by_state = [packed(picture) for picture in states]
+        self._by_column = [packed(picture.t()) for picture in states]
 
     def mix(self, index: int, query: Tensor) -> Tensor:
         batch, num_candidates, _ = query.shape
@@ -96,16 +97,18 @@ class States:
         heads = len(to_states)
         query = query.reshape(batch * num_candidates, heads, -1).transpose(0, 1)
         asked = torch.bmm(query, to_states).view(heads, batch, num_candidates, -1).transpose(0, 1).flatten(1, 2)
-        mixed = torch.stack([self._of_picture(*each) for each in zip(asked, self._states, strict=True)])
+        # One product after the other for all pictures, not both for each: so half of the packed states are in use at a time.
+        shares = self._times(asked, self._by_state).softmax(-1)
+        mixed = self._times(shares, self._by_column)
         mixed = mixed.view(batch, heads, num_candidates, -1).transpose(0, 1).flatten(1, 2)
         out = torch.bmm(mixed, from_states).transpose(0, 1).reshape(batch, num_candidates, -1)
         return out if self._biases[index] is None else out + self._biases[index]
 
     def keep(self, pictures: Tensor) -> None:
-        self._states = [each for each, kept in zip(self._states, pictures.tolist(), strict=True) if kept]
+        for store in (self._by_state, self._by_column):
+            store[:] = [each for each, kept in zip(store, pictures.tolist(), strict=True) if kept]
 
     @staticmethod
-    def _of_picture(asked: Tensor, states: tuple[Tensor, Tensor]) -> Tensor:
-        """[HK,S] mix of a picture's states for [HK,S] queries."""
-        by_state, by_column = states
-        return packed_product(packed_product(asked, by_state).softmax(-1), by_column)
+    def _times(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """[B,HK,out] products of each picture's [HK,in] with its own packed [out,in]."""
+        return torch.stack([packed_product(rows, weight) for rows, weight in zip(x, weights, strict=True)])
