@@ -10,6 +10,8 @@ from torch import Tensor
 from lora_scripts.models import tiled_attention as module
 from lora_scripts.models.tiled_attention import attention, tiled_attention
 
+apply = module._TiledAttention.apply
+
 SHAPES = {
     "self": (2, 3, 50, 50, 8),
     "of a caption": (2, 3, 64, 7, 40),
@@ -40,6 +42,27 @@ def test_output_and_gradients_are_those_of_torch(
     tensors = inputs(shape, torch.float64)
     ours = with_gradients(tiled_attention, *tensors)
     torch.testing.assert_close(ours, with_gradients(F.scaled_dot_product_attention, *tensors))
+
+
+@pytest.mark.parametrize("tile_scores", [300, 2**21], ids=["parts of a head", "whole heads"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_queries_filled_up_without_a_gradient_change_no_answer(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tile_scores: int
+) -> None:
+    monkeypatch.setattr(module, "TILE_SCORES", tile_scores)
+    monkeypatch.setattr(module, "FEWEST_FILLED", 1)
+    q, k, v, _ = inputs((2, 3, 53, 19, 8), dtype)
+    rows = []
+    monkeypatch.setattr(module._TiledAttention, "apply", lambda q, *given: rows.append(q.shape[2]) or apply(q, *given))
+    with torch.no_grad():
+        ours = tiled_attention(q, k, v)
+    leaf = q.detach().requires_grad_()
+    with_gradient = tiled_attention(leaf, k, v)
+    assert rows == [56, 53]
+    close = {"rtol": 2e-2, "atol": 8e-3} if dtype is torch.bfloat16 else {}
+    for out in (ours, with_gradient.detach()):
+        assert out.shape == q.shape
+        torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v), **close)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 256])

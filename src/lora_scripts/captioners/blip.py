@@ -25,6 +25,7 @@ from lora_scripts.captioners.folders import (
     load_weights,
     quiet_libraries,
 )
+from lora_scripts.captioners.pixels import Pixels
 from lora_scripts.captioners.protocol import Candidates, CaptionerSettings
 from lora_scripts.errors import ConfigError
 
@@ -56,14 +57,14 @@ class Blip:
         folder: ModelFolder,
         model: Any,
         tokenizer: Any,
-        processor: Any,
+        pixels: Pixels,
         settings: CaptionerSettings,
         notes: list[str],
     ) -> None:
         self.folder = folder
         self.model = model
         self.tokenizer = tokenizer
-        self.processor = processor
+        self.pixels = pixels
         self.settings = settings
         self.notes = notes
         text_config = model.config.text_config
@@ -88,9 +89,9 @@ class Blip:
         dtype = dtype or fastest_dtype(device, folder)
         weights = load_weights(BlipForConditionalGeneration, folder, BLIP_CAPTIONING, device, dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
-        processor = load_image_processor("Blip", folder)
+        pixels = Pixels(load_image_processor("Blip", folder))
         notes = [f"Caption model: {describe(folder, [dtype_name(dtype)])}", *notes]
-        return cls(folder, weights, tokenizer, processor, settings, notes)
+        return cls(folder, weights, tokenizer, pixels, settings, notes)
 
     @property
     def models(self) -> dict[str, str]:
@@ -102,8 +103,7 @@ class Blip:
 
     def prepare(self, image: Image) -> np.ndarray[Any, Any]:
         """[3,side,side] normalised pixels."""
-        pixels: np.ndarray[Any, Any] = self.processor(images=image, return_tensors="np")["pixel_values"][0]
-        return pixels
+        return self.pixels(image)
 
     def caption(self, prepared: Sequence[Any], keys: Sequence[str]) -> list[Candidates]:
         """See `Captioner.caption`; candidates are ordered by their likelihood."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lora_scripts.captioners.picture_attention import attend, picture_attention
 from lora_scripts.models.tiled_attention import attention
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ __all__ = ["Decoded", "decode", "encode_images"]
 
 _NUCLEUS_CAP = 512
 """Tokens looked at per step when sampling: the 512 likeliest hold more than 0.9 of the mass but for a broken model."""
+
+
+ENCODED_AT_ONCE = 4
+"""Pictures that a CPU encodes at a time: what lies between two layers stays in its cache, and more are no faster."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Decoded:
 
 def encode_images(vision_model: BlipVisionModel, pixel_values: Tensor) -> Tensor:
     """[B,N,D] vision states of [B,3,height,width] normalised pixels; the library's own modules, but fused attention."""
+    if pixel_values.device.type == "cpu" and len(pixel_values) > ENCODED_AT_ONCE:
+        return torch.cat([encode_images(vision_model, part) for part in torch.split(pixel_values, ENCODED_AT_ONCE)])
     hidden = vision_model.embeddings(pixel_values)
     for layer in vision_model.encoder.layers:
         own = layer.self_attn
@@ -134,16 +141,6 @@ def _nucleus(scores: Tensor, draws: Tensor, top_p: float) -> Tensor:
     return indices.gather(-1, torch.minimum(place, last))[..., 0]
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """[B,H,K,D/H] mix of `values` for a few queries.
-
-    Written out because the fused kernel is made for many queries: for one to five, in bf16 on a CPU, it measured two to
-    nine times slower.
-    """
-    weights = torch.matmul(query * query.shape[-1] ** -0.5, keys.transpose(-1, -2)).softmax(dim=-1)
-    return torch.matmul(weights, values)
-
-
 class _State:
     """The keys and values of one decoding batch, and the pass of one token through the decoder."""
 
@@ -159,12 +156,8 @@ class _State:
         shape = (batch * num_candidates, self.num_heads, length, width // self.num_heads)
         self.own_keys = [image_states.new_empty(shape) for _ in self.layers]
         self.own_values = [image_states.new_empty(shape) for _ in self.layers]
-        self.picture_keys = [self._heads(layer.crossattention.self.key(image_states)) for layer in self.layers]
-        self.picture_values = [self._heads(layer.crossattention.self.value(image_states)) for layer in self.layers]
-
-    def _heads(self, states: Tensor) -> Tensor:
-        """[B,L,D] to [B,H,L,D/H]."""
-        return states.view(*states.shape[:-1], self.num_heads, -1).transpose(1, 2).contiguous()
+        cross_attentions = [layer.crossattention.self for layer in self.layers]
+        self.pictures = picture_attention(cross_attentions, image_states, length * num_candidates)
 
     def step(self, token_ids: Tensor) -> Tensor:
         """[B,K,V] scores of the next token after adding [B,K] `token_ids` to the texts so far."""
@@ -178,13 +171,11 @@ class _State:
             values[:, :, self.position] = own.value(hidden)[:, 0].unflatten(-1, (self.num_heads, -1))
             end = self.position + 1
             query = own.query(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            mixed = _attend(query, keys[:, :, :end], values[:, :, :end])
+            mixed = attend(query, keys[:, :, :end], values[:, :, :end])
             hidden = layer.attention.output(mixed.transpose(1, 2).flatten(2), hidden)
-            # The candidates of a picture stand side by side as queries, so its keys are read once for all of them.
-            grouped = hidden.view(batch, num_candidates, -1)
-            query = layer.crossattention.self.query(grouped).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            mixed = _attend(query, self.picture_keys[index], self.picture_values[index])
-            mixed = mixed.transpose(1, 2).reshape(batch * num_candidates, 1, -1)
+            # The candidates of a picture stand side by side as queries, so its states are read once for all of them.
+            query = layer.crossattention.self.query(hidden).view(batch, num_candidates, -1)
+            mixed = self.pictures.mix(index, query).reshape(batch * num_candidates, 1, -1)
             hidden = layer.crossattention.output(mixed, hidden)
             hidden = layer.output(layer.intermediate(hidden), hidden)
         self.position += 1
@@ -196,5 +187,4 @@ class _State:
         rows = pictures.repeat_interleave(self.own_keys[0].shape[0] // pictures.shape[0])
         for store in (self.own_keys, self.own_values):
             store[:] = [tensor[rows] for tensor in store]
-        for store in (self.picture_keys, self.picture_values):
-            store[:] = [tensor[pictures] for tensor in store]
+        self.pictures.keep(pictures)

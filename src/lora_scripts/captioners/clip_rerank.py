@@ -33,6 +33,7 @@ from lora_scripts.captioners.folders import (
     model_type,
     quiet_libraries,
 )
+from lora_scripts.captioners.pixels import Pixels
 from lora_scripts.captioners.protocol import Candidates, CaptionerSettings
 from lora_scripts.errors import ModelError
 
@@ -81,13 +82,12 @@ class ClipRanker:
         self.folder = folder
         self.model = load_weights(CLIPModel, folder, CLIP, device, dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
-        self.processor = load_image_processor("CLIP", folder)
+        self.pixels = Pixels(load_image_processor("CLIP", folder))
         self.image_side = int(self.model.config.vision_config.image_size)
         self.max_tokens = int(self.model.config.text_config.max_position_embeddings)
 
     def prepare(self, image: Image) -> np.ndarray[Any, Any]:
-        pixels: np.ndarray[Any, Any] = self.processor(images=image, return_tensors="np")["pixel_values"][0]
-        return pixels
+        return self.pixels(image)
 
     @torch.inference_mode()
     def embed_images(self, prepared: Sequence[Any]) -> Tensor:
@@ -125,12 +125,11 @@ class MatchingRanker:
         self.folder = folder
         self.model = load_weights(BlipForImageTextRetrieval, folder, BLIP_MATCHING, device, dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
-        self.processor = load_image_processor("Blip", folder)
+        self.pixels = Pixels(load_image_processor("Blip", folder))
         self.image_side = int(self.model.config.vision_config.image_size)
 
     def prepare(self, image: Image) -> np.ndarray[Any, Any]:
-        pixels: np.ndarray[Any, Any] = self.processor(images=image, return_tensors="np")["pixel_values"][0]
-        return pixels
+        return self.pixels(image)
 
     @torch.inference_mode()
     def score(self, prepared: Sequence[Any], texts: Sequence[Sequence[str]]) -> list[list[float]]:

@@ -21,17 +21,21 @@ def settle(size: BatchSize, seconds_of: dict[int, float]) -> list[int]:
 
 
 def test_the_size_doubles_while_that_is_faster_and_then_stays() -> None:
-    tried = settle(BatchSize(None, "cpu"), {2: 1.5, 4: 2.0, 8: 5.0})
+    tried = settle(BatchSize(None, "mps"), {2: 1.5, 4: 2.0, 8: 5.0})
     assert tried[:4] == [2, 2, 4, 8]
     assert set(tried[4:]) == {4}
 
 
 def test_the_size_stays_small_where_larger_batches_do_not_help() -> None:
-    assert set(settle(BatchSize(None, "cpu"), {2: 1.0, 4: 2.2})[3:]) == {2}
+    assert set(settle(BatchSize(None, "mps"), {2: 1.0, 4: 2.2})[3:]) == {2}
 
 
 def test_the_size_ends_at_the_largest_of_the_device() -> None:
-    assert settle(BatchSize(None, "cpu"), dict.fromkeys((1, 2, 4, 8, 16), 1.0))[-1] == 16
+    assert settle(BatchSize(None, "mps"), dict.fromkeys((1, 2, 4, 8, 16), 1.0))[-1] == 16
+
+
+def test_a_cpu_begins_with_a_batch_for_its_decoder() -> None:
+    assert settle(BatchSize(None, "cpu"), {16: 1.0, 32: 3.0})[:4] == [16, 16, 32, 16]
 
 
 def test_the_users_size_is_kept() -> None:

@@ -8,7 +8,9 @@ import torch
 from transformers import BlipForConditionalGeneration
 
 from helpers.tiny_captioners import write_blip
-from lora_scripts.captioners.blip_decoding import _nucleus, decode, encode_images
+from lora_scripts.captioners import blip_decoding
+from lora_scripts.captioners.blip_decoding import ENCODED_AT_ONCE, _nucleus, decode, encode_images
+from lora_scripts.captioners.picture_attention import KeysAndValues, States
 
 END, START = 3, 5
 
@@ -42,13 +44,16 @@ def run(model, states, draws, prompt=(START,), min_tokens=2):
 
 
 def test_vision_states_equal_those_of_transformers(model, pixels) -> None:
+    assert len(pixels) > ENCODED_AT_ONCE
     with torch.inference_mode():
         ours, theirs = encode_images(model.vision_model, pixels), model.vision_model(pixels).last_hidden_state
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [States, KeysAndValues])
 @pytest.mark.parametrize("prompt", [[START], [START, 8, 30, 31]], ids=["no prompt", "prompt of three words"])
-def test_greedy_captions_equal_those_of_transformers(model, pixels, prompt) -> None:
+def test_greedy_captions_equal_those_of_transformers(model, pixels, prompt, kind, monkeypatch) -> None:
+    monkeypatch.setattr(blip_decoding, "picture_attention", lambda layers, states, num_queries: kind(layers, states))
     with torch.inference_mode():
         states = encode_images(model.vision_model, pixels)
         ours = run(model, states, greedy(len(pixels)), prompt)

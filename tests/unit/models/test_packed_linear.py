@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 from transformers.activations import ACT2FN
 
-from lora_scripts.models.packed_linear import PackedLinear, pack_linears
+from lora_scripts.models.packed_linear import PackedLinear, pack_linears, plain_weight
 
 
 class FeedForward(nn.Module):
@@ -82,3 +82,11 @@ def test_a_model_of_transformers_still_tells_its_device_and_dtype() -> None:
     pack_linears(model)
     torch.testing.assert_close(model.vision_model(pixels).last_hidden_state, expected)
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_weight_can_be_had_back(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(40, 24)).to(dtype)
+    weight = plain_weight(model[0]).clone()
+    pack_linears(model)
+    assert torch.equal(plain_weight(model[0]), weight)
