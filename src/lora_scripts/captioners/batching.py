@@ -16,9 +16,9 @@ from lora_scripts.errors import DataError, ModelError
 
 __all__ = ["BatchSize", "Loader", "Picture", "is_out_of_memory"]
 
-LARGEST_BATCH = {"cuda": 64, "mps": 16, "cpu": 32}
-"""Where trying stops. On a CPU a batch saves reading the decoder's weights for every picture, and memory is shared."""
-FIRST_BATCH = {"cuda": 8, "cpu": 16}
+LARGEST_BATCH = {"cuda": 64, "mps": 16, "cpu": 16}
+"""Where trying stops. A run that is killed loses the batch that it is at; on a CPU memory is shared, too."""
+FIRST_BATCH = {"cuda": 8, "cpu": 8}
 """Where trying begins, if not at two. On a CPU the encoder, which needs the memory, takes a few pictures at a time in any case."""
 
 

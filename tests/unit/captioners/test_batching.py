@@ -35,7 +35,7 @@ def test_the_size_ends_at_the_largest_of_the_device() -> None:
 
 
 def test_a_cpu_begins_with_a_batch_for_its_decoder() -> None:
-    assert settle(BatchSize(None, "cpu"), {16: 1.0, 32: 3.0})[:4] == [16, 16, 32, 16]
+    assert settle(BatchSize(None, "cpu"), {8: 1.0, 16: 3.0})[:4] == [8, 8, 16, 8]
 
 
 def test_the_users_size_is_kept() -> None:
