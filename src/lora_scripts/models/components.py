@@ -28,28 +28,49 @@ def build_component(part: str, config: Mapping[str, Any], name: str) -> Any:
 
     Args:
         part: "unet" (UNet2DConditionModel), "vae" (AutoencoderKL), "text_encoder" (CLIPTextModel) or "text_encoder_2"
-            (CLIPTextModelWithProjection).
+            (CLIPTextModelWithProjection). The first two are our own classes, or those of diffusers where a configuration asks
+            for more than our own have.
         name: of the model, for messages.
 
     Raises:
         ModelError: the configuration describes no such module.
     """
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     try:
         with torch.device("meta"):
-            if part == "unet":
-                return UNet2DConditionModel.from_config(dict(config))
-            if part == "vae":
-                return AutoencoderKL.from_config(dict(config))
-            text_class = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
-            return text_class(CLIPTextConfig.from_dict(dict(config)))
+            return {"unet": _unet, "vae": _autoencoder}.get(part, _text_encoder)(part, config)
     except Exception as error:  # the libraries check their settings with whatever exception is at hand
         raise ModelError(
             f"{name}: the configuration of its {part} is not valid: {str(error).splitlines()[0]}"
         ) from None
+
+
+def _unet(part: str, config: Mapping[str, Any]) -> Any:
+    from lora_scripts.models.networks.unet import UNet2DConditionModel
+
+    if UNet2DConditionModel.can_be(config):
+        return UNet2DConditionModel(config)
+    import diffusers
+
+    return diffusers.UNet2DConditionModel.from_config(dict(config))
+
+
+def _autoencoder(part: str, config: Mapping[str, Any]) -> Any:
+    from lora_scripts.models.networks.autoencoder import AutoencoderKL
+
+    if AutoencoderKL.can_be(config):
+        return AutoencoderKL(config)
+    import diffusers
+
+    return diffusers.AutoencoderKL.from_config(dict(config))
+
+
+def _text_encoder(part: str, config: Mapping[str, Any]) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    text_class = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+    return text_class(CLIPTextConfig.from_dict(dict(config)))
 
 
 def component_configs(source: BaseModel) -> dict[str, dict[str, Any]]:
