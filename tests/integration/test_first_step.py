@@ -25,9 +25,15 @@ from lora_scripts.models.source import resolve_base_model
 
 ROOT = Path(__file__).parents[2]
 NOT_NEEDED = (
-    "diffusers.pipelines.pipeline_utils",
-    "transformers.pipelines",
-    "transformers.trainer",
+    "diffusers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "torchao",
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "transformers.modeling_utils",
     "lora_scripts.report.build",
     "lora_scripts.sampling.denoise",
     "scipy",

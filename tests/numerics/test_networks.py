@@ -1,4 +1,4 @@
-"""Our U-Net and autoencoder against diffusers': names, numbers, gradients, and what is left to that library."""
+"""Our networks against those of diffusers and transformers: names, numbers, gradients, and what is left to the libraries."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from helpers.tiny_diffusion import tiny_parts
 from lora_scripts.models.components import build_component
 from lora_scripts.models.networks.autoencoder import AutoencoderKL
+from lora_scripts.models.networks.clip_text import CLIPTextModel, CLIPTextModelWithProjection
 from lora_scripts.models.networks.unet import UNet2DConditionModel
 from lora_scripts.models.published import published_config
+from lora_scripts.models.text_encoding import checkpoint_layers, read_normed, read_penultimate
 
 FAMILIES = ("sd15", "sd2", "sdxl")
 
@@ -129,3 +132,67 @@ def test_what_a_configuration_asks_for_beyond_the_published_models_is_left_to_th
 ) -> None:
     network = build_component(part, {**published_config(part, "sd15"), **more}, "unusual")
     assert type(network) in (diffusers.UNet2DConditionModel, diffusers.AutoencoderKL)
+
+
+def text_encoders(part: str, **more: Any) -> tuple[Any, Any]:
+    """Ours and that of transformers with the same random weights."""
+    config = {**published_config(part, "sdxl" if part == "text_encoder_2" else "sd15"), **SMALL, **more}
+    torch.manual_seed(3)
+    kind = "CLIPTextModelWithProjection" if part == "text_encoder_2" else "CLIPTextModel"
+    theirs = getattr(transformers, kind)(transformers.CLIPTextConfig.from_dict(config)).eval()
+    kinds = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
+    ours = kinds[kind](config).eval()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "projection_dim": 12,
+}
+IDS = torch.tensor([[1, 5, 9, 59, 59, 59], [1, 3, 59, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("end", [2, 59])
+@pytest.mark.parametrize("skip", [1, 2, 3])
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_text_encoder_reads_what_that_of_transformers_does(part: str, skip: int, end: int) -> None:
+    ours, theirs = text_encoders(part, eos_token_id=end)
+    read = read_penultimate if part == "text_encoder_2" else read_normed
+    mine, reference = read(ours, IDS, skip), read(theirs, IDS, skip)
+    torch.testing.assert_close(mine.embeds, reference.embeds, rtol=1e-5, atol=1e-5)
+    assert (mine.pooled is None) == (part == "text_encoder")
+    torch.testing.assert_close(mine.pooled, reference.pooled, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(IDS).last_hidden_state, text_of(theirs)(IDS).last_hidden_state)
+
+
+def text_of(encoder: Any) -> Any:
+    return getattr(encoder, "text_model", encoder)
+
+
+def test_checkpointing_the_text_encoder_changes_no_bit_of_the_gradients() -> None:
+    ours, _ = text_encoders("text_encoder")
+
+    def gradients() -> list[Tensor]:
+        answer = ours(IDS).last_hidden_state
+        return list(torch.autograd.grad(answer.square().sum(), list(ours.parameters())))
+
+    plain = gradients()
+    passes: list[object] = []
+    ours.encoder.layers[1].register_forward_pre_hook(lambda *_: passes.append(1))
+    checkpoint_layers(ours, True)
+    assert all(torch.equal(one, other) for one, other in zip(plain, gradients(), strict=True))
+    assert len(passes) == 2
+    checkpoint_layers(ours, False)
+    gradients()
+    assert len(passes) == 3
+
+
+def test_text_encoder_with_another_activation_is_left_to_transformers() -> None:
+    config = {**published_config("text_encoder", "sd15"), **SMALL, "hidden_act": "gelu_new"}
+    assert type(build_component("text_encoder", config, "unusual")) is transformers.CLIPTextModel

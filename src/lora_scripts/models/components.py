@@ -28,8 +28,8 @@ def build_component(part: str, config: Mapping[str, Any], name: str) -> Any:
 
     Args:
         part: "unet" (UNet2DConditionModel), "vae" (AutoencoderKL), "text_encoder" (CLIPTextModel) or "text_encoder_2"
-            (CLIPTextModelWithProjection). The first two are our own classes, or those of diffusers where a configuration asks
-            for more than our own have.
+            (CLIPTextModelWithProjection): our own classes, or those of diffusers and transformers where a configuration asks for
+            more than our own have.
         name: of the model, for messages.
 
     Raises:
@@ -67,10 +67,15 @@ def _autoencoder(part: str, config: Mapping[str, Any]) -> Any:
 
 
 def _text_encoder(part: str, config: Mapping[str, Any]) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from lora_scripts.models.networks.clip_text import CLIPTextModel, CLIPTextModelWithProjection
 
-    text_class = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
-    return text_class(CLIPTextConfig.from_dict(dict(config)))
+    own = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+    if own.can_be(config):
+        return own(config)
+    import transformers
+
+    text_class = getattr(transformers, own.__name__)
+    return text_class(transformers.CLIPTextConfig.from_dict(dict(config)))
 
 
 def component_configs(source: BaseModel) -> dict[str, dict[str, Any]]:

@@ -59,12 +59,16 @@ def read_penultimate(encoder: Any, input_ids: Tensor, clip_skip: int) -> TextSta
 
 
 def checkpoint_layers(encoder: nn.Module, on: bool) -> None:
-    """Whether the backward pass computes the layers of a transformers model again rather than keeping what they hold."""
+    """Whether the backward pass computes the layers of a CLIP text encoder again rather than keeping what they hold."""
     from torch.utils.checkpoint import checkpoint
-    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    from lora_scripts.models.networks.clip_text import CLIPEncoderLayer
 
     for layer in encoder.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        if isinstance(layer, CLIPEncoderLayer):
             layer.gradient_checkpointing = on
-            layer.training = on  # transformers asks for it; the modules below it stay in evaluation mode
+        elif type(layer).__name__ == CLIPEncoderLayer.__name__:  # that of transformers
+            own: Any = layer
+            own._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            own.gradient_checkpointing = on
+            own.training = on  # transformers asks for it; the modules below it stay in evaluation mode

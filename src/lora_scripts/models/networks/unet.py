@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lora_scripts.models.networks.convolutions import Downsample2D, ResnetBlock2D, Upsample2D
 from lora_scripts.models.networks.model_config import ModelConfig, fits
-from lora_scripts.models.networks.transformers import Transformer2DModel, run
+from lora_scripts.models.networks.transformer_blocks import Transformer2DModel, run
 
 __all__ = ["Prediction", "UNet2DConditionModel", "sinusoids"]
 

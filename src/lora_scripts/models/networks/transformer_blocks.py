@@ -135,4 +135,4 @@ def _as_sequence(picture: Tensor) -> Tensor:
 
 def _as_picture(x: Tensor, size: torch.Size) -> Tensor:
     # In the usual order of memory, as the library does: the short cut that is added decides how the sum lies.
-    return x.unflatten(1, size).permute(0, 3, 1, 2).contiguous()
+    return x.reshape(len(x), *size, -1).permute(0, 3, 1, 2).contiguous()
