@@ -53,7 +53,13 @@ def _unet(part: str, config: Mapping[str, Any]) -> Any:
         return UNet2DConditionModel(config)
     import diffusers
 
-    return diffusers.UNet2DConditionModel.from_config(dict(config))
+    from lora_scripts.models.unet_attention import use_tiled_attention
+    from lora_scripts.models.unet_transformer import use_pixel_transformers
+
+    unet = diffusers.UNet2DConditionModel.from_config(dict(config))
+    use_tiled_attention(unet)
+    use_pixel_transformers(unet)
+    return unet
 
 
 def _autoencoder(part: str, config: Mapping[str, Any]) -> Any:

@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadAhead"]
 
+MOST_THREADS = 4
+"""Beyond that the memory is busy."""
+
+BYTES_AT_ONCE = 1 << 26
+"""That a thread takes at a time, in the order of the file, so that a disk reads it from front to back."""
+
 SWITCH_INTERVAL_S = 1e-4
 """How long a thread keeps the interpreter at a time while weights are read."""
 
 
 class ReadAhead:
-    """Tensors of one file, read within a `with` block by a thread of its own.
+    """Tensors of one file, read within a `with` block by threads of their own, as many as torch computes with.
 
     Reading and converting need no interpreter, importing needs hardly anything else: side by side, both take as long as the
     longer of the two.
@@ -40,9 +46,8 @@ class ReadAhead:
         dtype: torch.dtype,
         images: torch.memory_format | None = None,
     ) -> None:
-        self._header = header
-        self._read = lambda: dict(read_tensors(header, names, device=device, dtype=dtype, images=images))
-        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._header, self._pieces = header, _pieces(header, names)
+        self._read = lambda piece: dict(read_tensors(header, piece, device=device, dtype=dtype, images=images))
 
     def __enter__(self) -> Self:
         import torch
@@ -53,7 +58,8 @@ class ReadAhead:
         # By default whoever imports keeps it for 5 ms, and a tensor is read in less.
         self._switch_interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self._reading = self._pool.submit(self._read)
+        self._pool = ThreadPoolExecutor(max_workers=min(MOST_THREADS, self._num_threads))
+        self._reading = [self._pool.submit(self._read, piece) for piece in self._pieces]
         return self
 
     def tensors(self, header: WeightsHeader) -> Mapping[str, Tensor]:
@@ -62,7 +68,9 @@ class ReadAhead:
         Raises:
             ModelError: as `read_tensors`.
         """
-        return self._reading.result() if header.path == self._header.path else {}
+        if header.path != self._header.path:
+            return {}
+        return {name: tensor for reading in self._reading for name, tensor in reading.result().items()}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -72,3 +80,16 @@ class ReadAhead:
         self._pool.shutdown(wait=False, cancel_futures=True)
         torch.set_num_threads(self._num_threads)
         sys.setswitchinterval(self._switch_interval)
+
+
+def _pieces(header: WeightsHeader, names: Iterable[str]) -> list[list[str]]:
+    """The names in the order of the file, in groups of about `BYTES_AT_ONCE`."""
+    pieces: list[list[str]] = []
+    num_bytes = BYTES_AT_ONCE
+    for name in sorted(names, key=lambda name: header.tensors[name].begin):
+        if num_bytes >= BYTES_AT_ONCE:
+            pieces.append([])
+            num_bytes = 0
+        pieces[-1].append(name)
+        num_bytes += header.tensors[name].num_bytes
+    return pieces

@@ -1,13 +1,14 @@
 """Stable Diffusion 1.x, 2.x and SDXL in memory: U-Net, VAE, text encoders and tokenizers, from a single file or a folder.
 
 Nothing here touches the network. Modules are built without memory for their weights; each tensor is then read, converted and
-put in its place, so that the peak is the model in its final dtype plus one tensor.
+put in its place, so that the peak is the model in its final dtype plus one tensor for each thread that reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import ModelError
@@ -22,7 +23,6 @@ from lora_scripts.models.published import published_config
 from lora_scripts.models.reading_ahead import ReadAhead
 from lora_scripts.models.sd_layout import LAYOUTS, FileLayout
 from lora_scripts.models.source import BaseModel, PredictionType, component_weights
-from lora_scripts.models.unet_attention import use_tiled_attention
 from lora_scripts.models.unet_layout import UNET_PREFIX, ema_name
 from lora_scripts.models.weights_file import WeightsHeader, inspect_weights
 
@@ -111,19 +111,24 @@ def load_stable_diffusion(
     with ReadAhead(*_plain_unet(source, use_ema), device, dtype, images) as ahead:
         parts = {part: build_component(part, configs[part], source.name) for part in layout.components}
         fillings = {}
+        _check_fit(parts, source.name)
         for part, module in parts.items():
             files = component_files(source, part, module, use_ema=use_ema)
             averaged = part == "unet" and any(place.name.startswith("model_ema.") for place in files[0][1].values())
             must_be_read = () if averaged or source.kind != "single_file" else layout.must_be_read(part)
             own_dtype = (vae_dtype or dtype) if part == "vae" else dtype
             fillings[part] = Filling(module, part, files, source.name, device, own_dtype, must_be_read)
+        tokenizers = _find_tokenizers(source, parts)
+        import_module(
+            "torch._dynamo"
+        )  # every optimizer of torch does so when it is made; here it takes no time of its own
         fillings.pop("unet").read(ahead, images)
     unread = {part: fillings.pop(part) for part in later}
     for filling in fillings.values():
         filling.read()
     for module in parts.values():
         module.requires_grad_(False).eval()
-    return _put_together(source, parts, configs["scheduler"], unread)
+    return _put_together(source, parts, tokenizers, configs["scheduler"], unread)
 
 
 def _plain_unet(source: BaseModel, use_ema: bool) -> tuple[WeightsHeader, list[str]]:
@@ -150,27 +155,31 @@ def outline_stable_diffusion(
     for part in LAYOUTS[source.family].components:
         parts[part] = build_component(part, configs[part], source.name).eval()
         fill_with_nothing(parts[part], device, (vae_dtype or dtype) if part == "vae" else dtype)
-    return _put_together(source, parts, configs["scheduler"])
-
-
-def _put_together(
-    source: BaseModel, parts: Mapping[str, Any], scheduler: dict[str, Any], unread: dict[str, Filling] | None = None
-) -> StableDiffusionParts:
-    from lora_scripts.models.unet_transformer import use_pixel_transformers
-
-    folder = source.path.parent if source.kind == "single_file" else source.path
     _check_fit(parts, source.name)
-    use_tiled_attention(parts["unet"])
-    use_pixel_transformers(parts["unet"])
-    freeze_group_norms(parts["unet"])
-    for module in parts.values():
-        freeze_linears(module)
+    return _put_together(source, parts, _find_tokenizers(source, parts), configs["scheduler"])
+
+
+def _find_tokenizers(source: BaseModel, parts: Mapping[str, Any]) -> dict[str, Any]:
+    folder = source.path.parent if source.kind == "single_file" else source.path
     tokenizers = {}
     for part in LAYOUTS[source.family].texts:
         tokenizer = part.replace("text_encoder", "tokenizer")
         pad_token = published_config(tokenizer, source.family)["pad_token"]
         vocab_size = parts[part].config.vocab_size
         tokenizers[tokenizer] = find_tokenizer(folder / tokenizer, vocab_size, source.name, pad_token)
+    return tokenizers
+
+
+def _put_together(
+    source: BaseModel,
+    parts: Mapping[str, Any],
+    tokenizers: Mapping[str, Any],
+    scheduler: dict[str, Any],
+    unread: dict[str, Filling] | None = None,
+) -> StableDiffusionParts:
+    freeze_group_norms(parts["unet"])
+    for module in parts.values():
+        freeze_linears(module)
     schedule = scheduler | {
         "prediction_type": source.prediction_type,
         "rescale_betas_zero_snr": source.zero_terminal_snr,

@@ -295,13 +295,16 @@ def read_tensors(
     from lora_scripts.models.number_formats import converted
 
     with header.path.open("rb", buffering=0) as file:
-        scratch = torch.empty(0, dtype=torch.uint8)  # memory that was written to before is faster than new memory
-        for name in sorted(names, key=lambda name: header.tensors[name].begin):
+        names = sorted(names, key=lambda name: header.tensors[name].begin)
+        # Memory that was written to before is faster than new memory.
+        scratch = torch.empty(0, dtype=torch.uint8)
+        largest = max((header.tensors[name].num_bytes for name in names), default=0)
+        for name in names:
             info = header.tensors[name]
             shape = shapes[name] if shapes and name in shapes else info.shape
             stays = dtype in (None, info.torch_dtype) and (images is None or len(shape) != 4)
             if not stays and info.num_bytes > len(scratch):
-                scratch = torch.empty(info.num_bytes, dtype=torch.uint8)
+                scratch = torch.empty(largest, dtype=torch.uint8)
             raw = torch.empty(info.num_bytes, dtype=torch.uint8) if stays else scratch[: info.num_bytes]
             _read_fully(file, header.data_start + info.begin, raw, header.path)
             stored = raw.view(info.torch_dtype).reshape(shape)

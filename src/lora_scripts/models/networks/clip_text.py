@@ -120,9 +120,10 @@ class CLIPTextEmbeddings(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        length = config.max_position_embeddings
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(length, config.hidden_size)
+        length, width = config.max_position_embeddings, config.hidden_size
+        # Weights come from a file: no numbers are drawn for them first.
+        self.token_embedding = nn.Embedding(config.vocab_size, width, _weight=torch.empty(config.vocab_size, width))
+        self.position_embedding = nn.Embedding(length, width, _weight=torch.empty(length, width))
         self.register_buffer("position_ids", torch.arange(length).expand((1, -1)), persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class CLIPEncoder(nn.Module):
         """[B,L,D]: it, and what each layer makes of what is before it."""
         states = [x]
         for layer in self.layers:
-            states.append(run(layer, states[-1], again=layer.gradient_checkpointing))
+            states.append(run(layer, states[-1], again=bool(layer.gradient_checkpointing)))
         return tuple(states)
 
 

@@ -134,5 +134,5 @@ def _as_sequence(picture: Tensor) -> Tensor:
 
 
 def _as_picture(x: Tensor, size: torch.Size) -> Tensor:
-    # In the usual order of memory, as the library does: the short cut that is added decides how the sum lies.
-    return x.reshape(len(x), *size, -1).permute(0, 3, 1, 2).contiguous()
+    # The channels of a pixel stay side by side, as they are; copied into planes, they would only be turned back.
+    return x.reshape(len(x), *size, -1).permute(0, 3, 1, 2)
