@@ -71,10 +71,11 @@ def make_base(place: Path, family: str) -> Base:
         save_folder(parts, base.folder)
         return base
     from helpers.full_size import write_full_size
+    from helpers.library_networks import library_parts
 
     write_full_size(base.file, family)
     source = resolve_base_model(str(base.file))
-    parts = load_stable_diffusion(source, "cpu", torch.float16)
+    parts = library_parts(load_stable_diffusion(source, "cpu", torch.float16))
     for name in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
         if (part := getattr(parts, name)) is not None:
             part.save_pretrained(base.folder / name)

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from helpers.commands import command
+from helpers.library_networks import library_network
 from helpers.seen import Seen, train
 from helpers.tiny_causal_lms import probe, tiny_model
 from helpers.tiny_causal_lms import random_lora as random_language_lora
@@ -93,8 +94,8 @@ def test_run_on_top_of_loras_is_the_run_on_the_folded_model(
     family = family_of(values)
     fold_base_loras(family.components, find_base_loras(RunConfig.model_validate(values)))
     folded = shutil.copytree(tiny_sd_folder, tmp_path / "folded")
-    family._parts.unet.save_pretrained(folded / "unet")
-    family._parts.text_encoder.save_pretrained(folded / "text_encoder")
+    library_network(family._parts.unet).save_pretrained(folded / "unet")
+    library_network(family._parts.text_encoder).save_pretrained(folded / "text_encoder")
     other = train(settings(base_model=str(folded), output_dir=str(tmp_path / "b" / "run")))
     assert losses(seen) == losses(other)  # captions were encoded with the LoRAs' text encoder, too
     assert any("warm at 0.7 (" in note and "ink at -0.4 (" in note for note in seen.notes)

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from helpers import commands
+from helpers.library_networks import library_parts
 from helpers.tiny_diffusion import save_single_file, tiny_parts
 from lora_scripts.models.stable_diffusion import StableDiffusionParts
 
@@ -57,6 +58,7 @@ def no_log_warnings() -> Iterator[None]:
 
 def pipeline(parts: StableDiffusionParts) -> Any:
     """diffusers' own pipeline around the parts."""
+    parts = library_parts(parts)
     shared = {"vae": parts.vae, "unet": parts.unet, "scheduler": DDIMScheduler(**_known(parts.scheduler_config))}
     texts = {"text_encoder": parts.text_encoder, "tokenizer": parts.tokenizer}
     if parts.text_encoder_2 is None:

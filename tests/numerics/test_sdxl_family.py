@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from helpers.library_networks import library_parts
 from helpers.reference_training import CAPTIONS, SIZES, encoded, load_family, part_of, reference_loss
 from helpers.tiny_diffusion import save_folder, tiny_parts
 from lora_scripts.data.buckets import Fit, Framing, fit_into
@@ -153,8 +154,9 @@ def asked(**changes: Any) -> SampleRequest:
 
 
 def latents_of(parts: StableDiffusionParts, request: SampleRequest, sampler: str, **schedule: Any) -> torch.Tensor:
-    """The finished latents of diffusers' pipeline around the same modules, for the same noise."""
+    """The finished latents of diffusers' pipeline with the same weights, for the same noise."""
     name, settings = SAMPLERS[sampler]
+    parts = library_parts(parts)
     made = StableDiffusionXLPipeline(
         vae=parts.vae,
         text_encoder=parts.text_encoder,
