@@ -208,7 +208,8 @@ class UNet2DConditionModel(nn.Module):
         self, sample: Tensor, timestep: Tensor | float, added_cond_kwargs: Mapping[str, Tensor] | None
     ) -> Tensor:
         """[B,E] of the noise level, and of what else is not a sequence."""
-        levels = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
+        given = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep)
+        levels = given.to(sample.device).reshape(-1).expand(len(sample))
         embedded: Tensor = self.time_embedding(self._waves(levels, self.conv_in.out_channels).to(sample.dtype))
         if self.config.addition_embed_type is not None:
             assert added_cond_kwargs is not None, "this U-Net is told of the picture's size and the pooled caption"
