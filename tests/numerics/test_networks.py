@@ -14,6 +14,8 @@ from helpers.tiny_diffusion import tiny_parts
 from lora_scripts.models.components import build_component
 from lora_scripts.models.networks.autoencoder import AutoencoderKL
 from lora_scripts.models.networks.clip_text import CLIPTextModel, CLIPTextModelWithProjection
+from lora_scripts.models.networks.convolutions import ResnetBlock2D
+from lora_scripts.models.networks.transformer_blocks import Transformer2DModel
 from lora_scripts.models.networks.unet import UNet2DConditionModel
 from lora_scripts.models.published import published_config
 from lora_scripts.models.text_encoding import checkpoint_layers, read_normed, read_penultimate
@@ -77,6 +79,23 @@ def test_unet_predicts_and_passes_back_what_the_librarys_does(family: str, size:
         (grad,) = torch.autograd.grad(answer.square().sum(), values["sample"])
         results.append((answer.detach(), grad))
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unet_in_bfloat16_predicts_what_the_librarys_does_in_float32_and_its_pixels_stay_side_by_side(
+    family: str,
+) -> None:
+    reference = tiny_parts(family).unet
+    theirs = reference(**inputs(family)).sample
+    unet = own(reference).to(torch.bfloat16, memory_format=torch.channels_last)
+    outputs: list[Tensor] = []
+    for module in unet.modules():
+        if isinstance(module, Transformer2DModel | ResnetBlock2D):
+            module.register_forward_hook(lambda _, given, out: outputs.append(out))
+    values = inputs(family, dtype=torch.bfloat16)
+    values["sample"] = values["sample"].contiguous(memory_format=torch.channels_last)
+    assert float((unet(**values).sample.float() - theirs).norm()) < 0.03 * float(theirs.norm())
+    assert all(out.is_contiguous(memory_format=torch.channels_last) for out in outputs)
 
 
 @pytest.mark.parametrize("timestep", [7, 7.5, torch.tensor(7)])

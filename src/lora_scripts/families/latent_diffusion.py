@@ -56,9 +56,6 @@ CHANNELS_LAST = ("cpu", "cuda")
 FUSABLE = frozenset({"BasicTransformerBlock", "ResnetBlock2D"})
 """Classes that the U-Net is made of, compiled one by one: a dozen of them differ, so it takes little time."""
 
-WIDE = frozenset({"Transformer2DModel", "PixelTransformer"})
-"""Classes that hold them: our own, and that of a U-Net which is left to diffusers."""
-
 PIXELS_AT_ONCE = 4 * 512 * 512
 """Pictures are encoded in groups of at most so many pixels; the autoencoder takes about 1 GB for each 512x512 in float32."""
 
@@ -243,7 +240,7 @@ class LatentDiffusion(ABC):
         return [module for module in self._parts.unet.modules() if type(module).__name__ in FUSABLE]
 
     def wide_parts(self) -> Sequence[nn.Module]:
-        return [module for module in self._parts.unet.modules() if type(module).__name__ in WIDE]
+        return [module for module in self._parts.unet.modules() if type(module).__name__ == "Transformer2DModel"]
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The loss of the predicted noise (or velocity), one number per picture, summed; with prior preservation where asked.

@@ -53,13 +53,7 @@ def _unet(part: str, config: Mapping[str, Any]) -> Any:
         return UNet2DConditionModel(config)
     import diffusers
 
-    from lora_scripts.models.unet_attention import use_tiled_attention
-    from lora_scripts.models.unet_transformer import use_pixel_transformers
-
-    unet = diffusers.UNet2DConditionModel.from_config(dict(config))
-    use_tiled_attention(unet)
-    use_pixel_transformers(unet)
-    return unet
+    return diffusers.UNet2DConditionModel.from_config(dict(config))
 
 
 def _autoencoder(part: str, config: Mapping[str, Any]) -> Any:
