@@ -65,6 +65,29 @@ def test_queries_filled_up_without_a_gradient_change_no_answer(
         torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v), **close)
 
 
+@pytest.mark.parametrize("tile_scores", [300, 2**21], ids=["parts of a head", "whole heads"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("offset", [0.0, 60.0, -60.0], ids=["wide", "all high", "all low"])
+def test_scores_whose_powers_no_number_holds_come_out_as_exactly_as_in_a_written_softmax(
+    monkeypatch: pytest.MonkeyPatch, offset: float, dtype: torch.dtype, tile_scores: int
+) -> None:
+    monkeypatch.setattr(module, "TILE_SCORES", tile_scores)
+    q, k, v, d_out = inputs((1, 3, 40, 40, 8), dtype)
+    if offset:
+        q[..., 0], k[..., 0] = offset, 8.0  # 170 more or less for all scores
+    else:
+        q, k = 12 * q, 12 * k
+
+    def written(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(q @ k.mT * 8**-0.5, -1) @ v
+
+    exact = with_gradients(written, *(each.double() for each in (q, k, v, d_out)))
+    sides = [with_gradients(of, q, k, v, d_out) for of in (tiled_attention, written)]
+    for ours, theirs, reference in zip(*sides, exact, strict=True):
+        errors = [float((got.double() - reference).norm()) for got in (ours, theirs)]
+        assert errors[0] < 2 * errors[1]
+
+
 @pytest.mark.parametrize("rows", [1, 7, 256])
 def test_causal_output_and_gradients_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(module, "CAUSAL_ROWS", rows)

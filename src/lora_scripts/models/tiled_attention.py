@@ -2,11 +2,17 @@
 
 torch's own kernel for a CPU (`scaled_dot_product_attention`) cuts heads of 40 to 160 columns into products too small for the
 processor's bfloat16 instructions: half of a Stable Diffusion step went there. Here the scores of a tile of queries with all
-keys are one product, and the softmax runs over what still lies in the cache. The backward pass computes the scores again,
-so nothing of the size queries x keys is kept, unless all of a layer is a single tile. The sum over products is taken in float32; a score is rounded to the number
-format of its inputs, as in every attention that is written out (diffusers' and sd-scripts' plain one).
+keys are one product, and what follows runs over what still lies in the cache. The backward pass computes the scores again, so
+nothing of the size queries x keys is kept, unless all of a layer is a single tile.
 
-In float32 the products of large tiles go through oneDNN (see `frozen_linear`), in half precision torch takes it by itself.
+A softmax looks for the largest score, takes exponentials and divides by their sum. Here powers of two are taken as the scores
+are, in one pass; the product with the values adds them up too, in columns of ones, and the result is divided. Only where a sum
+leaves the range of numbers are they taken again less the largest. In the backward pass the gradient is divided instead, and the
+share that all keys have in common is taken off inside the product, by two more columns.
+
+Sums over products are taken in float32; a score is rounded to the number format of its inputs, as in every attention that is
+written out (diffusers' and sd-scripts' plain one). In float32 the products of large tiles go through oneDNN (see
+`frozen_linear`), in half precision torch takes it by itself.
 
 Legend for shapes: G heads times batch, N queries, M keys, D columns of a head.
 Source: Dao et al. 2022, arXiv 2205.14135, equation 3 and appendix B.2 (the backward pass from recomputed scores).
@@ -114,11 +120,8 @@ class _TiledAttention(torch.autograd.Function):
         dq, dk, dv = (_heads_inside(x) for x in (q, k, v))
         scores, gradients = kept if kept is not None else _buffer(q, k), _buffer(q, k)
         for part, shift in zip(_parts(q, k), ctx.shifts, strict=True):
-            own_q, own_k, own_v = (
-                _own(q, part) * (ctx.scale * LOG2_E),
-                _own(k, part),
-                F.pad(_own(v, part), (0, 2), value=1.0),
-            )
+            own_q, own_k = _own(q, part) * (ctx.scale * LOG2_E), _own(k, part)
+            own_v = F.pad(_own(v, part), (0, 2), value=1.0)
             own_d = _own(d_out, part) / _own(sums, part).unsqueeze(-1)
             # What a query's gradient has in common over all keys, in two columns, because one would round it.
             common = -(own_d * _own(out, part)).sum(-1, keepdim=True)
