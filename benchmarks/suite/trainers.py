@@ -30,6 +30,7 @@ class Work:
         init: what lora_A begins with, as our `lora_init`; the peer's own way, so that both learn alike.
         cached: latents, and what the text encoders say where none is trained; of sd-scripts alone, because ours always
             caches them and the example of diffusers never does.
+        sdpa: torch's fused attention in place of one that is written out; of sd-scripts alone.
     """
 
     family: str
@@ -39,6 +40,7 @@ class Work:
     init: str = "gaussian"
     train_text_encoder: bool = False
     cached: bool = False
+    sdpa: bool = False
     rank: int = 8
     rate: float = 1e-4
     precision: str = "bf16"
@@ -204,7 +206,7 @@ def sd_scripts(peer: Peer, work: Work, base: Base, pictures: Pictures, place: Pa
         "network_train_unet_only": not work.train_text_encoder,
         "cache_latents": work.cached,
         "cache_latents_to_disk": work.cached,
-        "sdpa": work.cached,
+        "sdpa": work.sdpa,
     }
     if work.cached and work.is_sdxl:
         arguments |= {"cache_text_encoder_outputs": True, "cache_text_encoder_outputs_to_disk": True}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_scripts.models.networks.convolutions import Downsample2D, ResnetBlock2D, Upsample2D
-from lora_scripts.models.networks.model_config import ModelConfig, fits
+from lora_scripts.models.networks.network import ModelConfig, Network
 
 __all__ = ["AutoencoderKL", "Decoded", "Encoded", "Gaussian"]
 
@@ -67,40 +67,28 @@ class Decoded(NamedTuple):
     sample: Tensor
 
 
-class AutoencoderKL(nn.Module):
-    """Encoder and decoder.
+class AutoencoderKL(Network):
+    """Encoder and decoder."""
 
-    Args:
-        config: as diffusers' class of that name takes it, as far as `can_be` is true of it.
-    """
+    free, fixed = FREE, FIXED
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.config = ModelConfig({**FREE, **FIXED, **config})
+        super().__init__(config)
         channels = self.config.latent_channels
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
         self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 
-    @staticmethod
-    def can_be(config: Mapping[str, Any]) -> bool:
-        """Whether a configuration asks for nothing that this class lacks."""
+    @classmethod
+    def can_be(cls, config: Mapping[str, Any]) -> bool:
         whole = {**FREE, **config}
         return (
-            fits(config, FREE, FIXED)
+            super().can_be(config)
             and {*whole["down_block_types"]} == {"DownEncoderBlock2D"}
             and {*whole["up_block_types"]} == {"UpDecoderBlock2D"}
             and len(whole["down_block_types"]) == len(whole["up_block_types"]) == len(whole["block_out_channels"])
         )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.quant_conv.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.quant_conv.weight.device
 
     def encode(self, x: Tensor) -> Encoded:
         """[B,3,H,W] in [-1,1] to the distribution of latents, not scaled."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_scripts.models.networks.model_config import ModelConfig
+from lora_scripts.models.networks.network import ModelConfig, Network
 from lora_scripts.models.networks.transformer_blocks import run
 
 __all__ = ["CLIPEncoderLayer", "CLIPTextModel", "CLIPTextModelWithProjection", "Read"]
@@ -59,25 +59,15 @@ class Read(NamedTuple):
     text_embeds: Tensor | None = None
 
 
-class _TextEncoder(nn.Module):
+class _TextEncoder(Network):
     """What both kinds have beside their layers."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.config = ModelConfig({**DEFAULTS, **config})
+    free = DEFAULTS
 
-    @staticmethod
-    def can_be(config: Mapping[str, Any]) -> bool:
-        """Whether a configuration asks for nothing that this class lacks."""
+    @classmethod
+    def can_be(cls, config: Mapping[str, Any]) -> bool:
+        # Of what else transformers writes into a configuration, no text encoder makes anything.
         return "text_config" not in config and {**DEFAULTS, **config}["hidden_act"] in ACTIVATIONS
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
 
 class CLIPTextModel(_TextEncoder):

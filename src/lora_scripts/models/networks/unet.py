@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_scripts.models.networks.convolutions import Downsample2D, ResnetBlock2D, Upsample2D
-from lora_scripts.models.networks.model_config import ModelConfig, fits
+from lora_scripts.models.networks.network import ModelConfig, Network
 from lora_scripts.models.networks.transformer_blocks import Transformer2DModel, run
 
 __all__ = ["Prediction", "UNet2DConditionModel", "sinusoids"]
@@ -84,16 +84,13 @@ class Prediction(NamedTuple):
     sample: Tensor
 
 
-class UNet2DConditionModel(nn.Module):
-    """Noisy latents, noise level and caption to what is predicted.
+class UNet2DConditionModel(Network):
+    """Noisy latents, noise level and caption to what is predicted."""
 
-    Args:
-        config: as diffusers' class of that name takes it, as far as `can_be` is true of it.
-    """
+    free, fixed = FREE, FIXED
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.config = ModelConfig({**FREE, **FIXED, **config})
+        super().__init__(config)
         plan, widths = self.config, list(self.config.block_out_channels)
         layers, depths, heads, time_width = plan.layers_per_block, _depths(plan), _heads(plan), 4 * widths[0]
         self.conv_in = nn.Conv2d(plan.in_channels, widths[0], 3, padding=1)
@@ -136,12 +133,11 @@ class UNet2DConditionModel(nn.Module):
         self.conv_norm_out = nn.GroupNorm(plan.norm_num_groups, widths[0], plan.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], plan.out_channels, 3, padding=1)
 
-    @staticmethod
-    def can_be(config: Mapping[str, Any]) -> bool:
-        """Whether a configuration asks for nothing that this class lacks."""
+    @classmethod
+    def can_be(cls, config: Mapping[str, Any]) -> bool:
         whole = {**FREE, **config}
         return (
-            fits(config, FREE, FIXED)
+            super().can_be(config)
             and {*whole["down_block_types"], *whole["up_block_types"]} <= LEVELS.keys()
             and len(whole["down_block_types"]) == len(whole["up_block_types"]) == len(whole["block_out_channels"])
             and isinstance(whole["cross_attention_dim"], int)
@@ -150,14 +146,6 @@ class UNet2DConditionModel(nn.Module):
             and not _nested(whole["transformer_layers_per_block"])
             and whole["addition_embed_type"] in (None, "text_time")
         )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.conv_in.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.conv_in.weight.device
 
     def enable_gradient_checkpointing(self) -> None:
         """Lets the backward pass compute the blocks' activations anew instead of keeping them."""
