@@ -1,7 +1,8 @@
-"""Pictures as a vision model takes them: what the model's image processor of transformers makes of them, to the bit, in half the time.
+"""Pictures as a vision model takes them: what the model's image processor of transformers makes of them, to the bit.
 
 The processor turns a picture into an array and back before it scales it, and computes with every pixel what can be looked up: a
-normalised value depends on one of 256 numbers and the channel alone. Threads that prepare pictures take their time from the model.
+normalised value depends on one of 256 numbers and the channel alone. Threads that prepare pictures take their time from the model:
+12.8 -> 9.5 ms for a picture of 1600x1200 that BLIP takes; where CLIP's processor crops too, it is as fast as before.
 """
 
 from __future__ import annotations

@@ -119,9 +119,8 @@ def load_stable_diffusion(
             own_dtype = (vae_dtype or dtype) if part == "vae" else dtype
             fillings[part] = Filling(module, part, files, source.name, device, own_dtype, must_be_read)
         tokenizers = _find_tokenizers(source, parts)
-        import_module(
-            "torch._dynamo"
-        )  # every optimizer of torch does so when it is made; here it takes no time of its own
+        # Every optimizer of torch imports it when it is made; here, beside the reading, it takes no time of its own.
+        import_module("torch._dynamo")
         fillings.pop("unet").read(ahead, images)
     unread = {part: fillings.pop(part) for part in later}
     for filling in fillings.values():
