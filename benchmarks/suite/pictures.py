@@ -16,8 +16,8 @@ from suite.telling import NOT_MEASURED, paired, spread, table
 from suite.trainers import TEXT_ENCODER, TRANSFORMER, Peer, Work, command_of, forget_caches
 from suite.turns import Facts, Stepper, take_turns
 
-WARM_UP = 1
-"""Steps after the first one that are not timed."""
+WARM_UP = 3
+"""Steps after the first one that are not timed: weights are put into order, and passes recorded, in them."""
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,8 @@ class SpeedSettings(Section):
     """Fuse the small operations of the model's blocks with torch.compile; the first step of every picture shape then takes seconds to minutes longer. auto: on a CUDA GPU, when the run is long enough to earn that back."""
     cuda_graphs: bool | Literal["auto"] = False
     """Start all kernels of a pass at once, instead of one by one from Python. auto: on a CUDA GPU wherever it is possible; true on a CPU runs the same code without the gain."""
+    record_passes: bool = True
+    """On a CPU: write down the operations of a pass once for every picture shape and repeat them without Python's modules and autograd; the numbers stay the same to the bit (docs/speed.md)."""
     shard_model: bool = False
     """On several processes: each holds a part of a language model's frozen weights and gathers a layer from the others while it computes, for models too large for one GPU (docs/several-gpus.md)."""
     low_bit_matmul: Literal["none", "fp8", "int8", "auto"] = "none"

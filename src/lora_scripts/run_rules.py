@@ -26,7 +26,7 @@ PICTURES_ONLY = frozenset(
         "caption_per_line", "caption_separator", "caption_shuffle", "caption_keep", "caption_dropout", "caption_variants", "prediction",
         "zero_terminal_snr", "clip_skip", "vae_precision", "train_text_encoder", "text_encoder_learning_rate", "min_snr_gamma",
         "noise_offset", "timestep_sampling", "min_timestep", "max_timestep", "validation_pictures", "clip_model",
-        "metadata_level", "cuda_graphs", "debiased_estimation", "loss_type", "huber_c", "huber_schedule", "pyramid_noise_iterations",
+        "metadata_level", "cuda_graphs", "record_passes", "debiased_estimation", "loss_type", "huber_c", "huber_schedule", "pyramid_noise_iterations",
         "pyramid_noise_discount", "input_perturbation", "prior_preservation_weight", "prior_prompt", "conv_rank", "conv_alpha", "preset", "export_as", "sample_negative_prompt", "sample_steps", "sample_guidance",
     }
 )  # fmt: skip

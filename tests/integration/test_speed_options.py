@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.seen import StopAfter, train
+from lora_scripts import speeding
 from lora_scripts.config import RunConfig
-from lora_scripts.training import compiling
+from lora_scripts.training import compiling, speed
 from lora_scripts.training.events import Listener
+from lora_scripts.training.recorded import RecordedPasses
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -40,6 +42,42 @@ def test_a_run_with_static_buffers_is_the_plain_run_to_the_bit(named: Callable[.
     assert losses(plain) == losses(static)
     expected = weights(plain)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(static).items())
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[RecordedPasses]:
+    """The recorded passes of runs that are started from now on, however short they are."""
+    made: list[RecordedPasses] = []
+
+    class Kept(RecordedPasses):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(speed, "RecordedPasses", Kept)
+    monkeypatch.setattr(speeding, "WORTH_RECORDING", 1)
+    return made
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixed_precision": "bf16"}], ids=["fp32", "bf16"])
+def test_a_run_with_recorded_passes_is_the_plain_run_to_the_bit(
+    named: Callable[..., dict[str, Any]], recordings: list[RecordedPasses], changes: dict[str, Any]
+) -> None:
+    plain, recorded = named("plain", record_passes=False, **changes), named("recorded", **changes)
+    expected_losses, expected = losses(plain), weights(plain)
+    assert not recordings
+    assert losses(recorded) == expected_losses
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(recorded).items())
+    assert [each.fault for each in recordings] == [None]
+    assert recordings[0].num_proven >= 1
+
+
+def test_passes_that_draw_random_numbers_are_not_recorded(
+    named: Callable[..., dict[str, Any]], recordings: list[RecordedPasses]
+) -> None:
+    train(named("dropout", lora_dropout=0.1))
+    train(named("text", train_text_encoder=True))
+    assert not recordings
 
 
 def test_a_run_may_go_on_with_other_settings_of_speed(named: Callable[..., dict[str, Any]]) -> None:

@@ -111,6 +111,10 @@ class PackedConvolutions:
         for layer in self._waiting:
             layer.__class__ = PackedConv2d
 
+    @property
+    def begun(self) -> bool:
+        return not self._waiting
+
     def begin(self) -> None:
         """From now on they are packed, each in its next pass that learns."""
         for layer in self._waiting:

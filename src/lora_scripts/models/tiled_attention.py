@@ -147,15 +147,15 @@ def _summed_in(x: Tensor) -> torch.dtype:
 def _counters(k: Tensor) -> Tensor:
     """[M,8] ones that a product with the values also adds up: each of an eighth of the keys, so that rounding evens out."""
     columns = torch.arange(k.shape[2]) * COUNTERS // k.shape[2]
-    return F.one_hot(columns, COUNTERS).to(k.dtype)
+    return (columns[:, None] == torch.arange(COUNTERS)).to(k.dtype)
 
 
 def _in_range(sums: Tensor) -> bool:
     """Whether sums and their reciprocals, times a small gradient, are numbers that the format can hold."""
     if isinstance(sums, FakeTensor):  # a pass that is planned, not computed
         return True
-    least, most = (float(x) for x in torch.aminmax(sums))
-    return least > LEAST_SUM and most < 1 / LEAST_SUM
+    least, most = torch.aminmax(sums)
+    return bool((least > LEAST_SUM) & (most < 1 / LEAST_SUM))  # a single decision, which a recorded pass can check
 
 
 def _parts(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:

@@ -40,7 +40,7 @@ FREE_TO_CHANGE = frozenset(
         "gradient_checkpointing", "output_dir", "output_name", "save_steps", "keep_checkpoints", "log_steps",
         "save_precision", "metadata_level", "description", "sample_prompts", "sample_every", "sample_negative_prompt",
         "sample_steps", "sample_guidance", "sample_seed", "sample_tokens", "epochs", "max_steps", "keep", "clip_model", "effective_batch",
-        "memory_limit_gb", "compile", "cuda_graphs", "block_swap", "fuse_layers", "shard_model",
+        "memory_limit_gb", "compile", "cuda_graphs", "record_passes", "block_swap", "fuse_layers", "shard_model",
     }
 )  # fmt: skip
 """Settings that do not shape the weights by themselves: data, base model and base LoRAs are compared by content, steps by number."""

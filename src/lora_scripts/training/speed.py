@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from lora_scripts.training.graphs import GraphsOrPlain, StaticPasses
+from lora_scripts.training.recorded import RecordedPasses
 
 if TYPE_CHECKING:
     import torch
@@ -52,15 +53,17 @@ class Speed:
 
     Attributes:
         compiled: parts of the model that run compiled; None for none.
-        graphs: whether passes are recorded and repeated.
+        graphs: whether passes are recorded as CUDA graphs.
         low_bit: frozen layers that multiply in 8 bits; None for none.
         packed: frozen convolutions that will keep their weights in the kernels' order; None for none.
+        recorded: whether passes are recorded as lists of operations, on a CPU.
     """
 
     compiled: CompiledParts | None = None
     graphs: bool = False
     low_bit: LowBitLayers | None = None
     packed: PackedConvolutions | None = None
+    recorded: bool = False
 
     def before_step(self, step: int) -> None:
         """Prepares what pays only in a run that goes on: by the step's number, so that a resumed run computes alike."""
@@ -95,6 +98,10 @@ class Speed:
                     stack.enter_context(parts.at_work())
             return stack
 
+        if self.recorded:
+            return RecordedPasses(
+                forward, scaler.scale, parameters, settled=lambda: self.packed is None or self.packed.begun
+            )
         if not self.graphs:
             return _PlainPass(plain)
         return GraphsOrPlain(StaticPasses(forward, scaler.scale, parameters, device), plain, events)
