@@ -4,7 +4,7 @@
 
 Pictures of the built-in world on `builtin:mini-sd`, and generated dialogues on a Llama of random weights, on this machine's
 processor. It measures what a setting does to the losses; what it does to the speed is not measured here. Products in 8 bits are
-made in all layers, however small: a run leaves those alone that gain nothing by it, which on these models are all.
+made in all layers, however small, and passes are recorded in runs however short: a run leaves alone what gains nothing by it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from style_vs_diffusers import DOCS, ROOT, processor, update_docs  # which makes src importable
 from text_materials import make_materials
 
+from lora_scripts import speeding
 from lora_scripts.builtin.world import canonical_caption, draw, random_scene
 from lora_scripts.config import RunConfig
 from lora_scripts.models import low_bit_layers
@@ -30,6 +31,7 @@ from lora_scripts.training.events import Listener, StepReport
 PICTURES, TEXT = "builtin:mini-sd, 128 px", "a Llama of 4 layers"
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     PICTURES: [
+        {"record_passes": True},
         {"fuse_layers": False},
         {"cuda_graphs": True},
         {"block_swap": 3},
@@ -70,6 +72,7 @@ def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     low_bit_layers.LEAST_WEIGHTS = 0
+    speeding.WORTH_RECORDING = 0
     lines = [
         "| model | setting | largest difference of a step's loss | mean | first and last loss, plain | with the setting |",
         "|---|---|---|---|---|---|",
@@ -149,7 +152,7 @@ def run_values(data: Path, model: str, steps: int) -> dict[str, Any]:
     return {
         "train_data_dir": str(data), "base_model": model, "max_steps": steps, "save_steps": steps, "batch_size": 4,
         "log_steps": 1, "learning_rate": 1e-3, "mixed_precision": "fp32", "sample_every": 0, "keep": "last", "device": "cpu",
-        **({"validation_pictures": 0} if model.startswith("builtin") else {}),
+        "record_passes": False, **({"validation_pictures": 0} if model.startswith("builtin") else {}),
     }  # fmt: skip
 
 

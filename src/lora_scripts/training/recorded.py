@@ -78,6 +78,11 @@ class RecordedPasses:
         """Shapes that are repeated."""
         return sum(1 for each in self._recordings.values() if each is not None and each.proven)
 
+    @property
+    def num_operations(self) -> int:
+        """Of the longest recording."""
+        return max((each.tape.num_operations for each in self._recordings.values() if each is not None), default=0)
+
     def _computed(self, batch: Batch) -> tuple[Loss, list[Tensor | None]]:
         if self.fault is not None or not self._settled():
             return self._plain(batch)
