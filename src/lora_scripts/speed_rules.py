@@ -28,8 +28,6 @@ def swapped_blocks(config: RunConfig) -> int:
 def graph_obstacles(config: RunConfig) -> list[str]:
     """Settings under which a pass cannot be repeated kernel by kernel, each with the reason."""
     obstacles = []
-    if config.train_text_encoder:
-        obstacles.append("train_text_encoder: captions become tokens within the pass, on the CPU")
     if config.lora_dropout:
         obstacles.append("lora_dropout: every pass draws its own random numbers")
     if swapped_blocks(config):

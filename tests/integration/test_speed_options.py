@@ -37,8 +37,11 @@ def named(settings: Settings, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return make
 
 
-def test_a_run_with_static_buffers_is_the_plain_run_to_the_bit(named: Callable[..., dict[str, Any]]) -> None:
-    plain, static = named("plain"), named("static", cuda_graphs=True)
+@pytest.mark.parametrize("changes", [{}, {"train_text_encoder": True}], ids=["U-Net", "text encoder"])
+def test_a_run_with_static_buffers_is_the_plain_run_to_the_bit(
+    named: Callable[..., dict[str, Any]], changes: dict[str, Any]
+) -> None:
+    plain, static = named("plain", **changes), named("static", cuda_graphs=True, **changes)
     assert losses(plain) == losses(static)
     expected = weights(plain)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(static).items())
@@ -59,7 +62,14 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[RecordedPasses]:
     return made
 
 
-@pytest.mark.parametrize("changes", [{}, {"mixed_precision": "bf16"}], ids=["fp32", "bf16"])
+PRIOR = {"prior_preservation_weight": 0.5, "prior_prompt": "a drawing"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mixed_precision": "bf16"}, {"train_text_encoder": True}, {"train_text_encoder": True, **PRIOR}],
+    ids=["fp32", "bf16", "text encoder", "prior"],
+)
 def test_a_run_with_recorded_passes_is_the_plain_run_to_the_bit(
     named: Callable[..., dict[str, Any]], recordings: list[RecordedPasses], changes: dict[str, Any]
 ) -> None:
@@ -76,7 +86,6 @@ def test_passes_that_draw_random_numbers_are_not_recorded(
     named: Callable[..., dict[str, Any]], recordings: list[RecordedPasses]
 ) -> None:
     train(named("dropout", lora_dropout=0.1))
-    train(named("text", train_text_encoder=True))
     assert not recordings
 
 
@@ -103,7 +112,6 @@ def test_without_a_compiler_the_run_says_so_once_and_is_the_plain_one(
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        ({"train_text_encoder": True}, "train_text_encoder"),
         ({"lora_dropout": 0.1}, "lora_dropout"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing"),
     ],

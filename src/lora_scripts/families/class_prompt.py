@@ -22,8 +22,7 @@ class ClassPrompt:
     """One caption for all pictures, encoded at its first use and kept on the device.
 
     Args:
-        encoders: the stages that captions go through; none where the text encoders are trained and so read the prompt anew
-            in every pass.
+        encoders: the stages that captions go through before a pass.
     """
 
     def __init__(self, prompt: str, encoders: Callable[[], Sequence[Encoder]], device: torch.device) -> None:

@@ -8,7 +8,7 @@ Legend for shapes: B batch, h w latent height and width (pixels / 8).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -97,7 +97,7 @@ class LatentDiffusion(ABC):
         self._source, self._config, self._device = source, config, device
         self._objective = DenoisingObjective(config, schedule, device)
         self._unet_dtype = parts.unet.dtype  # asked of the module, it is looked for in all of its layers
-        stages: Callable[[], Sequence[Encoder]] = tuple if config.train_text_encoder else self.text_encoders
+        stages = self._token_encoders if config.train_text_encoder else self.text_encoders
         self._class_prompt = ClassPrompt(config.prior_prompt or "", stages, device)
 
     @classmethod
@@ -153,19 +153,36 @@ class LatentDiffusion(ABC):
     def file_names(self) -> Mapping[str, str]:
         return kohya_file_names(self.components, self.name)
 
-    def _input_ids(self, tokenizer: Any, captions: Sequence[str]) -> Tensor:
-        """[B,L] on the CPU; captions over the limit are cut, others filled up with the tokenizer's own padding."""
-        length = self.max_caption_tokens + 2
-        ids: Tensor = tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        ).input_ids
-        return ids
+    def tokens(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """ "input_ids" [B,L] for the text encoder, "input_ids_2" for the second one, on the CPU.
+
+        Captions over the limit are cut, others filled up with each tokenizer's own padding.
+        """
+        parts, form = self._parts, {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        tokenizers = {"input_ids": parts.tokenizer, "input_ids_2": parts.tokenizer_2}
+        return {
+            name: tokenizer(list(captions), max_length=self.max_caption_tokens + 2, **form).input_ids
+            for name, tokenizer in tokenizers.items()
+            if tokenizer is not None
+        }
+
+    def _tokens_of(self, batch: Batch) -> Mapping[str, Tensor]:
+        return batch.tensors if "input_ids" in batch.tensors else self.tokens(batch.captions)
 
     # What is encoded ahead --------------------------------------------------------------------------------------------
 
     @abstractmethod
     def text_encoders(self) -> Sequence[Encoder]:
         """The stages that captions go through, where none of them is trained."""
+
+    def _token_encoders(self) -> Sequence[Encoder]:
+        """The stage that captions go through where the text encoders are trained."""
+
+        def run(captions: Sequence[Any]) -> list[dict[str, Tensor]]:
+            tokens = self.tokens(captions)
+            return [{name: ids[row] for name, ids in tokens.items()} for row in range(len(captions))]
+
+        return [Encoder("tokens", "caption", "", run)]
 
     def framing_encoders(self) -> Sequence[Encoder]:
         """The stages that read a picture's size and crop; none unless the U-Net is told of them."""
@@ -226,7 +243,9 @@ class LatentDiffusion(ABC):
         (unet.enable_gradient_checkpointing if on else unet.disable_gradient_checkpointing)()
 
     def drawn(self, batch: Batch, draws: Draws) -> Batch:
-        return batch.with_tensors({**batch.tensors, **self._objective.drawn(batch, draws)})
+        # Captions that are encoded in the pass become tokens before it, so that the pass depends on tensors alone.
+        tokens = self.tokens(batch.captions) if self._config.train_text_encoder else {}
+        return batch.with_tensors({**batch.tensors, **tokens, **self._objective.drawn(batch, draws)})
 
     def blocks(self) -> Sequence[nn.Module]:
         unet = self._parts.unet

@@ -30,16 +30,15 @@ class OneTextEncoderDiffusion(LatentDiffusion):
     @torch.no_grad()
     def _encode_captions(self, captions: Sequence[Any]) -> list[dict[str, Tensor]]:
         """{"prompt_embeds": [L,D]} in the text encoder's number format."""
-        return [{"prompt_embeds": embeds} for embeds in self.embed(captions).cpu()]
+        return [{"prompt_embeds": embeds} for embeds in self.embed(self.tokens(captions)).cpu()]
 
-    def embed(self, captions: Sequence[str]) -> Tensor:
-        """Text embeddings [B,L,D]; captions over the limit are cut."""
+    def embed(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Text embeddings [B,L,D] of what `tokens` gives."""
         self._parts.read_rest("text_encoder")
         encoder = self._parts.text_encoder
-        input_ids = self._input_ids(self._parts.tokenizer, captions).to(encoder.device)
-        return read_normed(encoder, input_ids, self._config.clip_skip).embeds
+        return read_normed(encoder, tokens["input_ids"].to(encoder.device), self._config.clip_skip).embeds
 
     def conditions(self, batch: Batch) -> Mapping[str, Any]:
         trained = self._config.train_text_encoder
-        prompt_embeds = self.embed(batch.captions) if trained else batch.tensors["prompt_embeds"]
+        prompt_embeds = self.embed(self._tokens_of(batch)) if trained else batch.tensors["prompt_embeds"]
         return {"encoder_hidden_states": prompt_embeds.to(self._unet_dtype)}

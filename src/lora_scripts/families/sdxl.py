@@ -62,13 +62,13 @@ class StableDiffusionXL(LatentDiffusion):
     @torch.no_grad()
     def _encode_captions(self, captions: Sequence[Any]) -> list[dict[str, Tensor]]:
         """{"prompt_embeds": [L,D], "pooled_prompt_embeds": [P]} in the text encoders' number format."""
-        embeds, pooled = self.embed(captions)
+        embeds, pooled = self.embed(self.tokens(captions))
         return [
             {"prompt_embeds": e, "pooled_prompt_embeds": p} for e, p in zip(embeds.cpu(), pooled.cpu(), strict=True)
         ]
 
-    def embed(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings of both text encoders [B,L,D] and the pooled text of the second [B,P]; long captions are cut.
+    def embed(self, tokens: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Embeddings of both text encoders [B,L,D] and the pooled text of the second [B,P], of what `tokens` gives.
 
         Source: diffusers, `StableDiffusionXLPipeline.encode_prompt`.
         """
@@ -76,8 +76,8 @@ class StableDiffusionXL(LatentDiffusion):
         parts, skip = self._parts, self._config.clip_skip
         assert parts.text_encoder_2 is not None, "an SDXL model is loaded with both of its text encoders"
         device = parts.text_encoder.device
-        first = read_penultimate(parts.text_encoder, self._input_ids(parts.tokenizer, captions).to(device), skip)
-        second = read_penultimate(parts.text_encoder_2, self._input_ids(parts.tokenizer_2, captions).to(device), skip)
+        first = read_penultimate(parts.text_encoder, tokens["input_ids"].to(device), skip)
+        second = read_penultimate(parts.text_encoder_2, tokens["input_ids_2"].to(device), skip)
         assert second.pooled is not None, "the second text encoder has a projection"
         return torch.cat([first.embeds, second.embeds], dim=-1), second.pooled
 
@@ -91,7 +91,7 @@ class StableDiffusionXL(LatentDiffusion):
 
     def conditions(self, batch: Batch) -> Mapping[str, Any]:
         if self._config.train_text_encoder:
-            prompt_embeds, pooled = self.embed(batch.captions)
+            prompt_embeds, pooled = self.embed(self._tokens_of(batch))
         else:
             prompt_embeds, pooled = batch.tensors["prompt_embeds"], batch.tensors["pooled_prompt_embeds"]
         dtype = self._unet_dtype
