@@ -33,16 +33,37 @@ class Watch:
         self._torch, self._gate = torch, gate
         self._losses: list[torch.Tensor] = []
         self._counter: Any = None
+        self._originals: Any = ()
 
     def keep_losses(self) -> None:
         """Remembers every number that a backward pass starts from; none is fetched from the device before the step is over."""
-        backward = self._torch.Tensor.backward
+        tensor, autograd = self._torch.Tensor, self._torch.autograd
+        self._originals = backward, grad = tensor.backward, autograd.grad
 
-        def remembered(tensor: Any, *arguments: Any, **named: Any) -> None:
-            self._losses.append(tensor.detach())
-            backward(tensor, *arguments, **named)
+        def remembered(loss: Any, *arguments: Any, **named: Any) -> None:
+            self._losses.append(loss.detach())
+            backward(loss, *arguments, **named)
 
-        self._torch.Tensor.backward = remembered  # type: ignore[method-assign]
+        def asked(loss: Any, *arguments: Any, **named: Any) -> Any:
+            self._losses.append(loss.detach())
+            return grad(loss, *arguments, **named)
+
+        tensor.backward, autograd.grad = remembered, asked  # type: ignore[method-assign, assignment]
+
+    def keep_our_losses(self) -> None:
+        """From the second step on, of our own trainer: the sum of its passes, because a recorded one asks for no gradient."""
+        ours = sys.modules.get("lora_scripts.training.micro_batches")
+        if ours is None or not self._originals:
+            return
+        self._torch.Tensor.backward, self._torch.autograd.grad = self._originals
+        self._originals, run = (), ours.MicroBatches.run
+
+        def remembered(passes: Any, *arguments: Any) -> Any:
+            total, count = run(passes, *arguments)
+            self._losses.append(total.detach())
+            return total, count
+
+        ours.MicroBatches.run = remembered
 
     def after_step(self, optimizer: Any, *_: Any) -> None:
         """Called by torch."""
@@ -57,6 +78,7 @@ class Watch:
             self._counter = None
         facts["loss"] = float(sum(loss.double().item() for loss in self._losses))
         self._losses.clear()
+        self.keep_our_losses()
         self._gate.tell(**facts)
         if self._gate.pause() == "flops":
             self._counter = flop_counter()
