@@ -129,9 +129,8 @@ class _Writer(TorchDispatchMode):
             try:
                 self._write(func, args, kwargs, out)
             except TapeFaultError as fault:
-                self.fault = str(
-                    fault
-                )  # raised when the function is through: within a backward pass it would be another error
+                # Raised when the function is through: within a backward pass it would come out as another error.
+                self.fault = str(fault)
         return out
 
     def _write(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
