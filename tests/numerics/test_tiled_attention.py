@@ -88,6 +88,27 @@ def test_scores_whose_powers_no_number_holds_come_out_as_exactly_as_in_a_written
         assert errors[0] < 2 * errors[1]
 
 
+@pytest.mark.parametrize(("offset", "falls_back"), [(0.0, False), (60.0, True), (-60.0, True)])
+def test_in_float32_without_a_gradient_heads_are_computed_one_by_one_as_exactly_as_by_torch(
+    monkeypatch: pytest.MonkeyPatch, offset: float, falls_back: bool
+) -> None:
+    monkeypatch.setattr(module, "LARGE_PRODUCT", 1)
+    tiles = []
+    monkeypatch.setattr(module._TiledAttention, "apply", lambda *given: tiles.append(given) or apply(*given))
+    q, k, v, _ = inputs((2, 3, 53, 19, 8), torch.float32)
+    if offset:
+        q[..., 0], k[..., 0] = offset, 8.0
+    with torch.no_grad():
+        ours = tiled_attention(q, k, v, scale=0.3)
+    theirs = F.scaled_dot_product_attention(q, k, v, scale=0.3)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=0.3)
+    assert bool(tiles) == falls_back
+    assert ours.shape == q.shape
+    assert ours.transpose(1, 2).flatten(2).is_contiguous()
+    errors = [float((got.double() - exact).norm()) for got in (ours, theirs)]
+    assert errors[0] < 2 * errors[1]
+
+
 @pytest.mark.parametrize("rows", [1, 7, 256])
 def test_causal_output_and_gradients_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(module, "CAUSAL_ROWS", rows)

@@ -73,9 +73,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ca
 
 def _tiles_are_faster(q: Tensor, k: Tensor) -> bool:
     if q.dtype is torch.float32:
-        return HAS_ONEDNN and q[0, 0].numel() * k.shape[2] >= LARGE_PRODUCT
+        return _is_large_product(q[0, 0], k.shape[2])
     # With AMX torch's own kernel packs its products for the processor's tiles.
     return q.dtype is torch.bfloat16 and not torch.cpu._is_amx_tile_supported()
+
+
+def _is_large_product(a: Tensor, num_columns: int) -> bool:
+    """Whether oneDNN is asked for the product of a matrix [n,d], in float32, with one of so many columns."""
+    return a.dtype is torch.float32 and HAS_ONEDNN and a.numel() * num_columns >= LARGE_PRODUCT
 
 
 def tiled_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = False) -> Tensor:
@@ -84,10 +89,33 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = No
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     num_rows = q.shape[2]
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if not recorded and not causal and _is_large_product(q[0, 0], k.shape[2]):
+        out = _head_by_head(q, k, v, scale)
+        if out is not None:
+            return out
     if num_rows % FULL_ROWS and num_rows >= FEWEST_FILLED and not causal and not recorded:
         q = F.pad(q, (0, 0, 0, -num_rows % FULL_ROWS))
-    out: Tensor = _TiledAttention.apply(q, k, v, scale, causal)  # type: ignore[no-untyped-call]
-    return out[:, :, :num_rows]
+    out = _TiledAttention.apply(q, k, v, scale, causal)  # type: ignore[no-untyped-call]
+    return out[:, :, :num_rows]  # type: ignore[no-any-return]
+
+
+def _head_by_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor | None:
+    """`tiled_attention` in float32 without a gradient; None where a sum leaves the range of numbers.
+
+    What oneDNN returns is a tensor of its own. Here it is the tile, so no score is copied: the 24 layers of a picture in BLIP
+    large take 134 instead of 171 ms.
+    """
+    batch, num_heads, num_rows, width = q.shape
+    queries = q.new_empty(num_heads, num_rows, width)
+    out, sums = _heads_inside(q), q.new_empty(batch, num_heads, num_rows, 1)
+    for picture in range(batch):
+        torch.mul(q[picture], scale * LOG2_E, out=queries)
+        keys, values = k[picture].contiguous(), v[picture].contiguous()
+        for head in range(num_heads):
+            E = product(queries[head], keys[head]).exp2_()
+            own_sums = torch.sum(E, -1, keepdim=True, out=sums[picture, head])
+            torch.div(product(E, values[head].mT), own_sums, out=out[picture, head])
+    return out if _in_range(sums) else None
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -217,7 +245,7 @@ def _exponentials(tile: Tensor, k: Tensor, buffer: Tensor, causal: bool, shift: 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
     """[g,n,m] `out`, which becomes a b, or gets it added: a [g,n,d], b [g,d,m]."""
-    if a.dtype is torch.float32 and HAS_ONEDNN and a[0].numel() * b.shape[2] >= LARGE_PRODUCT:
+    if _is_large_product(a[0], b.shape[2]):
         for place, left, right in zip(out, a, b, strict=True):
             # Of its two factors oneDNN takes the second as it lies, but copies the first where it is transposed.
             both = product(left, right.mT) if left.stride(-1) == 1 else product(right.mT, left).mT
