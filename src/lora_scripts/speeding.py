@@ -43,6 +43,8 @@ def choose_speed(
     steps: int,
     step_seconds: float | None,
     events: Events,
+    *,
+    num_processes: int = 1,
 ) -> Speed:
     """What the settings ask for, as far as it can be had; one line for each thing that is switched on or cannot be.
 
@@ -56,7 +58,9 @@ def choose_speed(
     compiled = _compiled(config, family, num_shapes, device, steps * (step_seconds or 0.0), events)
     packed = None if compiled else _packed(config, family, device, events)
     graphs = _graphs(config, family, device, events)
-    recorded = not compiled and not graphs and steps >= WORTH_RECORDING and _can_record(config, family, device)
+    # The process that records keeps all others waiting, so several of them run plainly.
+    worth_recording = steps >= WORTH_RECORDING and num_processes == 1 and not (compiled or graphs)
+    recorded = worth_recording and _can_record(config, family, device)
     return Speed(compiled, graphs, low_bit, packed, recorded)
 
 
