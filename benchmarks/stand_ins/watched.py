@@ -45,7 +45,8 @@ class Watch:
             backward(loss, *arguments, **named)
 
         def asked(loss: Any, *arguments: Any, **named: Any) -> Any:
-            self._losses.append(loss.detach())
+            if type(loss) is tensor:  # not one of those that hold nothing, with which memory is predicted
+                self._losses.append(loss.detach())
             return grad(loss, *arguments, **named)
 
         tensor.backward, autograd.grad = remembered, asked  # type: ignore[method-assign, assignment]
