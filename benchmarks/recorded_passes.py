@@ -1,9 +1,9 @@
-"""Steps of one run in turns, with recorded passes and with plain ones: what recording saves, what it costs, and the same losses.
+"""Steps of one run in turns, with recorded passes and with plain ones: what recording saves and what it costs.
 
     python benchmarks/recorded_passes.py [--threads 2] [--steps 40] [--full] [--update-docs]
 
 Within one run every other step is plain, so whatever else the machine does meets both alike. `--full` adds Stable Diffusion
-1.5 of full size with random weights, which takes ten minutes and 8 GB of memory.
+1.5 of full size with random weights, which takes minutes.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
         for case in cases:
             rows.append(row(Path(folder), *case))
             print(" | ".join(rows[-1]), flush=True)
-    text = table(HEADS, rows) + f"\n\n{processor()}, torch {torch.__version__}, threads: {options.threads}.\n"
+    text = table(HEADS, rows) + f"\n{processor()}, torch {torch.__version__}, threads: {options.threads}.\n"
     if options.update_docs:
         update_docs(text, "recorded_passes")
 

@@ -21,6 +21,7 @@ from typing import Any
 from gate import Gate
 from run_example import run_script
 
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
@@ -33,38 +34,30 @@ class Watch:
         self._torch, self._gate = torch, gate
         self._losses: list[torch.Tensor] = []
         self._counter: Any = None
-        self._originals: Any = ()
 
     def keep_losses(self) -> None:
         """Remembers every number that a backward pass starts from; none is fetched from the device before the step is over."""
-        tensor, autograd = self._torch.Tensor, self._torch.autograd
-        self._originals = backward, grad = tensor.backward, autograd.grad
+        backward = self._torch.Tensor.backward
 
-        def remembered(loss: Any, *arguments: Any, **named: Any) -> None:
-            self._losses.append(loss.detach())
-            backward(loss, *arguments, **named)
+        def remembered(tensor: Any, *arguments: Any, **named: Any) -> None:
+            self._losses.append(tensor.detach())
+            backward(tensor, *arguments, **named)
 
-        def asked(loss: Any, *arguments: Any, **named: Any) -> Any:
-            if type(loss) is tensor:  # not one of those that hold nothing, with which memory is predicted
-                self._losses.append(loss.detach())
-            return grad(loss, *arguments, **named)
-
-        tensor.backward, autograd.grad = remembered, asked  # type: ignore[method-assign, assignment]
+        self._torch.Tensor.backward = remembered  # type: ignore[method-assign]
 
     def keep_our_losses(self) -> None:
-        """From the second step on, of our own trainer: the sum of its passes, because a recorded one asks for no gradient."""
-        ours = sys.modules.get("lora_scripts.training.micro_batches")
-        if ours is None or not self._originals:
-            return
-        self._torch.Tensor.backward, self._torch.autograd.grad = self._originals
-        self._originals, run = (), ours.MicroBatches.run
+        """Of our own trainer the sum of a step's passes: a recorded one has no backward pass to ask for."""
+        sys.path.insert(0, str(ROOT / "src"))
+        from lora_scripts.training.micro_batches import MicroBatches
 
-        def remembered(passes: Any, *arguments: Any) -> Any:
+        run = MicroBatches.run
+
+        def remembered(passes: MicroBatches, *arguments: Any) -> Any:
             total, count = run(passes, *arguments)
             self._losses.append(total.detach())
             return total, count
 
-        ours.MicroBatches.run = remembered
+        MicroBatches.run = remembered  # type: ignore[method-assign]
 
     def after_step(self, optimizer: Any, *_: Any) -> None:
         """Called by torch."""
@@ -79,7 +72,6 @@ class Watch:
             self._counter = None
         facts["loss"] = float(sum(loss.double().item() for loss in self._losses))
         self._losses.clear()
-        self.keep_our_losses()
         self._gate.tell(**facts)
         if self._gate.pause() == "flops":
             self._counter = flop_counter()
@@ -124,7 +116,8 @@ def main() -> None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, job["budget_gb"] * 1e9 / total))
     watch = Watch(gate)
-    watch.keep_losses()
+    ours = Path(sys.argv[2]).resolve() == ROOT / "train.py"
+    (watch.keep_our_losses if ours else watch.keep_losses)()
     if job["draws"]:
         import equal_draws
 

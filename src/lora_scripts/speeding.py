@@ -58,9 +58,8 @@ def choose_speed(
     compiled = _compiled(config, family, num_shapes, device, steps * (step_seconds or 0.0), events)
     packed = None if compiled else _packed(config, family, device, events)
     graphs = _graphs(config, family, device, events)
-    # The process that records keeps all others waiting, so several of them run plainly.
-    worth_recording = steps >= WORTH_RECORDING and num_processes == 1 and not (compiled or graphs)
-    recorded = worth_recording and _can_record(config, family, device)
+    # Several processes run plainly: one that records keeps the others waiting.
+    recorded = num_processes == 1 and not (compiled or graphs) and _recorded(config, family, device, steps)
     return Speed(compiled, graphs, low_bit, packed, recorded)
 
 
@@ -138,8 +137,9 @@ def _compiled(
     return CompiledParts(parts, few_shapes=family.few_shapes)
 
 
-def _can_record(config: RunConfig, family: ModelFamily, device: torch.device) -> bool:
-    return config.record_passes and device.type == "cpu" and family.few_shapes and not graph_obstacles(config)
+def _recorded(config: RunConfig, family: ModelFamily, device: torch.device, steps: int) -> bool:
+    possible = device.type == "cpu" and family.few_shapes and not graph_obstacles(config)
+    return config.record_passes and possible and steps >= WORTH_RECORDING
 
 
 def _graphs(config: RunConfig, family: ModelFamily, device: torch.device, events: Events) -> bool:

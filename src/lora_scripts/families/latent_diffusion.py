@@ -154,7 +154,7 @@ class LatentDiffusion(ABC):
         return kohya_file_names(self.components, self.name)
 
     def tokens(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """ "input_ids" [B,L] for the text encoder, "input_ids_2" for the second one, on the CPU.
+        """Token ids [B,L] on the CPU: "input_ids" for the text encoder, "input_ids_2" for the second one.
 
         Captions over the limit are cut, others filled up with each tokenizer's own padding.
         """

@@ -81,6 +81,11 @@ class Batch:
         """The same examples at prescribed noise levels."""
         return replace(self, levels=levels)
 
+    @property
+    def form(self) -> tuple[object, ...]:
+        """Names, shapes and number formats of the tensors: equal for batches that one recorded pass can serve."""
+        return tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(self.tensors.items()))
+
     def __len__(self) -> int:
         return len(self.keys)
 

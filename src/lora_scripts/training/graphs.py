@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lora_scripts.families.protocol import Batch, Loss
     from lora_scripts.training.events import Events
 
-__all__ = ["GraphFaultError", "GraphsOrPlain", "StaticPasses"]
+__all__ = ["GraphFaultError", "GraphsOrPlain", "StaticPasses", "differentiated"]
 
 WARM_UPS = 2
 """Passes before recording: libraries choose their kernels and take their workspaces in them."""
@@ -82,10 +82,9 @@ class StaticPasses:
         Raises:
             GraphFaultError: this shape cannot be recorded; gradients are as before, so the pass can be run in another way.
         """
-        key = tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(batch.tensors.items()))
-        shape = self._shapes.get(key)
+        shape = self._shapes.get(batch.form)
         if shape is None:
-            shape = self._shapes[key] = self._recorded(batch)
+            shape = self._shapes[batch.form] = self._recorded(batch)
         for name, tensor in batch.tensors.items():
             shape.inputs[name].copy_(tensor, non_blocking=True)
         self._take_over_gradients()
@@ -122,9 +121,7 @@ class StaticPasses:
         torch._foreach_add_([own for own, _ in pairs], [grad for _, grad in pairs])
 
     def _differentiated(self, batch: Batch) -> tuple[Loss, tuple[Tensor | None, ...]]:
-        loss = self._forward(batch)
-        grads = torch.autograd.grad(self._scale(loss.total), self._parameters, allow_unused=True)
-        return replace(loss, total=loss.total.detach()), grads
+        return differentiated(self._forward(batch), self._scale, self._parameters)
 
     # Recording ---------------------------------------------------------------------------------------------------------
 
@@ -194,6 +191,14 @@ class StaticPasses:
         for index, grad in enumerate(grads):
             if grad is not None and index not in self._grads:
                 self._grads[index] = torch.zeros_like(self._parameters[index])
+
+
+def differentiated(
+    loss: Loss, scale: Callable[[Tensor], Tensor], parameters: Sequence[nn.Parameter]
+) -> tuple[Loss, tuple[Tensor | None, ...]]:
+    """The loss without its graph, and the gradients of its scaled total; None for a parameter that it does not depend on."""
+    grads = torch.autograd.grad(scale(loss.total), parameters, allow_unused=True)
+    return replace(loss, total=loss.total.detach()), grads
 
 
 def _out_of_memory(error: BaseException | None) -> BaseException | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.training.graphs import differentiated
 from lora_scripts.training.tape import DecisionError, Tape, TapeFaultError, record
 
 if TYPE_CHECKING:
@@ -86,18 +87,17 @@ class RecordedPasses:
     def _computed(self, batch: Batch) -> tuple[Loss, list[Tensor | None]]:
         if self.fault is not None or not self._settled():
             return self._plain(batch)
-        key = tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(batch.tensors.items()))
-        if key not in self._recordings:
+        if batch.form not in self._recordings:
             # In the first pass of a shape layers prepare themselves; and a shape that never comes again is not worth recording.
-            self._recordings[key] = None
+            self._recordings[batch.form] = None
             return self._plain(batch)
-        recording = self._recordings[key]
+        recording = self._recordings[batch.form]
         if recording is None:
-            return self._record(key, batch)
+            return self._record(batch)
         try:
             found = self._repeated(recording, batch)
         except DecisionError:
-            return self._turned(key, batch)
+            return self._turned(batch)
         if recording.proven:
             return found
         plain = self._plain(batch)
@@ -106,36 +106,33 @@ class RecordedPasses:
             self.fault = "a recorded pass gave other numbers than a plain one"
         return plain
 
-    def _turned(self, key: tuple[object, ...], batch: Batch) -> tuple[Loss, list[Tensor | None]]:
+    def _turned(self, batch: Batch) -> tuple[Loss, list[Tensor | None]]:
         """The pass took another way than the recorded one: the next one is recorded anew, a few times."""
-        self._recordings[key] = None
+        self._recordings[batch.form] = None
         self._turns += 1
         if self._turns == MOST_TURNS:
             self.fault = "passes take one way now and then another"
         return self._plain(batch)
 
     def _plain(self, batch: Batch) -> tuple[Loss, list[Tensor | None]]:
-        loss = self._forward(batch)
-        grads = torch.autograd.grad(self._scale(loss.total), self._parameters, allow_unused=True)
-        levels = None if loss.levels is None else loss.levels.detach()
-        loss = replace(loss, total=loss.total.detach(), per_example=loss.per_example.detach(), levels=levels)
+        loss, grads = differentiated(self._forward(batch), self._scale, self._parameters)
         return loss, [None if grad is None else grad.contiguous() for grad in grads]
 
-    def _record(self, key: tuple[object, ...], batch: Batch) -> tuple[Loss, list[Tensor | None]]:
-        computed: list[Loss] = []
+    def _record(self, batch: Batch) -> tuple[Loss, list[Tensor | None]]:
+        computed: list[tuple[Loss, list[Tensor | None]]] = []
 
         def run() -> list[Tensor | None]:
             loss, grads = self._plain(batch)
-            computed.append(loss)
+            computed.append((loss, grads))
             return [loss.total, loss.per_example, loss.levels, *grads]
 
         try:
-            results, tape = record(run, [tensor for _, tensor in sorted(batch.tensors.items())], self._parameters)
+            tape = record(run, [tensor for _, tensor in sorted(batch.tensors.items())], self._parameters)
         except TapeFaultError as fault:
             self.fault = str(fault)
-            return self._plain(batch)
-        self._recordings[key] = _Recording(tape, computed[0])
-        return computed[0], results[3:]
+        else:
+            self._recordings[batch.form] = _Recording(tape, computed[0][0])
+        return computed[0]
 
     def _repeated(self, recording: _Recording, batch: Batch) -> tuple[Loss, list[Tensor | None]]:
         results = recording.tape(tensor for _, tensor in sorted(batch.tensors.items()))

@@ -36,9 +36,7 @@ QUICK: dict[Any, Callable[..., Any]] = {
     aten.select.int: torch.select, aten.split_with_sizes.default: torch.split_with_sizes, aten.t.default: torch.t,
     aten.transpose.int: torch.transpose, aten.unsqueeze.default: torch.unsqueeze, aten.view.default: Tensor.view,
 }  # fmt: skip
-"""Operations that torch also has as Python functions of the same arguments, which take half to one
-microsecond less to call."""
-
+"""Operations that torch also has as Python functions of the same arguments, which take up to a microsecond less to call."""
 
 SAME = (aten.detach.default, aten.alias.default)
 """Operations whose result is their input, in the same place."""
@@ -87,8 +85,8 @@ class Tape:
 
 def record(
     function: Callable[[], Sequence[Tensor | None]], inputs: Sequence[Tensor], changing: Iterable[Tensor]
-) -> tuple[list[Tensor | None], Tape]:
-    """The function's results, and how it came to them.
+) -> Tape:
+    """How the function, which runs to its end once, comes to its results.
 
     Args:
         function: of the inputs, which it reads from where it knows them.
@@ -102,7 +100,7 @@ def record(
         results = list(function())
     if writer.fault is not None:
         raise TapeFaultError(writer.fault)
-    return results, writer.tape(results)
+    return writer.tape(results)
 
 
 class _Writer(TorchDispatchMode):

@@ -25,7 +25,7 @@ def recorded(function: Callable[[Tensor], Any], x: Tensor, *changing: Tensor) ->
         out = function(x)
         return [out] if isinstance(out, Tensor) else list(out)
 
-    return record(results, [x], changing)[1]
+    return record(results, [x], changing)
 
 
 def written_in_place(x: Tensor) -> Tensor:
