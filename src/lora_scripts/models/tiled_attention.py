@@ -103,7 +103,7 @@ def _head_by_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor | Non
     """`tiled_attention` in float32 without a gradient; None where a sum leaves the range of numbers.
 
     What oneDNN returns is a tensor of its own. Here it is the tile, so no score is copied: the 24 layers of a picture in BLIP
-    large take 134 instead of 171 ms.
+    large take 112 instead of 144 ms, measured in turns.
     """
     batch, num_heads, num_rows, width = q.shape
     queries = q.new_empty(num_heads, num_rows, width)

@@ -238,7 +238,7 @@ class _Writer(TorchDispatchMode):
         head = f"def run({', '.join(self._inputs)}):"
         source = "\n".join([head, *reversed(body), f"    return [{', '.join(words)}]"])
         scope: dict[str, Any] = {**self._constants, "DecisionError": DecisionError}
-        exec(compile(source, "<recorded pass>", "exec"), scope)  # noqa: S102 - lines of our own, and locals are what Python finds quickest
+        exec(compile(source, "<recorded pass>", "exec"), scope)  # noqa: S102 - names and numbers of our own; a loop that fills in arguments takes 0.4 us an operation more
         return Tape(scope["run"], num_operations)
 
 
