@@ -170,14 +170,7 @@ def run(
     # Training.
     check = prepared.check.prediction
     speed = choose_speed(
-        config,
-        family,
-        data,
-        device,
-        max_steps - state.step,
-        check.step_seconds if check else None,
-        events,
-        num_processes=processes.count,
+        config, family, data, device, max_steps - state.step, check.step_seconds if check else None, events
     )
     pauses = Pauses(
         save=lambda step: run_state.save(state, events),

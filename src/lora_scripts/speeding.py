@@ -43,8 +43,6 @@ def choose_speed(
     steps: int,
     step_seconds: float | None,
     events: Events,
-    *,
-    num_processes: int = 1,
 ) -> Speed:
     """What the settings ask for, as far as it can be had; one line for each thing that is switched on or cannot be.
 
@@ -58,8 +56,7 @@ def choose_speed(
     compiled = _compiled(config, family, num_shapes, device, steps * (step_seconds or 0.0), events)
     packed = None if compiled else _packed(config, family, device, events)
     graphs = _graphs(config, family, device, events)
-    # Several processes run plainly: one that records keeps the others waiting.
-    recorded = num_processes == 1 and not (compiled or graphs) and _recorded(config, family, device, steps)
+    recorded = not (compiled or graphs) and _recorded(config, family, device, steps)
     return Speed(compiled, graphs, low_bit, packed, recorded)
 
 

@@ -25,11 +25,16 @@ Handler = Callable[[int, FrameType | None], None]
 class StopSignal(Listener):
     """Becomes true when a run shall save and end after its step; without unsaved steps it interrupts at once.
 
+    Several processes always end after their step: all of them stop at the same one, and where the signal only came because
+    another process was lost, the next exchange finds that out and says so.
+
     A second signal interrupts at once in any case, and so does a step that does not end in time. The newest
     checkpoint is whole even then, because a checkpoint's folder appears under its name only when it is complete.
     """
 
-    def __init__(self, grace_s: float | None = None) -> None:
+    def __init__(self, grace_s: float | None = None, *, num_processes: int = 1) -> None:
+        self._together = False
+        self._num_processes = num_processes
         self._asked = threading.Event()
         self._grace_s = _GRACE_S if grace_s is None else grace_s
         self._trained = self._kept = 0
@@ -40,6 +45,7 @@ class StopSignal(Listener):
 
     def started(self, run: RunStart) -> None:
         self._trained = self._kept = run.first_step
+        self._together = self._num_processes > 1
 
     def ticked(self, step: int) -> None:
         self._trained = step
@@ -65,7 +71,8 @@ class StopSignal(Listener):
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._asked.is_set() or self._trained == self._kept:
+        nothing_to_save = self._trained == self._kept and not self._together
+        if self._asked.is_set() or nothing_to_save:
             self._asked.set()
             raise KeyboardInterrupt
         self._asked.set()

@@ -29,7 +29,7 @@ def train_command(config: RunConfig, advice: Sequence[str] = (), force: bool = F
 
     with joined_processes(config.device) as processes:
         if not processes.is_first:
-            stop = StopSignal()
+            stop = StopSignal(num_processes=processes.count)
             with stop.installed():
                 return 0 if run(config, Events([stop]), stop, force=force, processes=processes).complete else STOPPED
         outcome = train_and_report(config, advice, force=force, processes=processes)
@@ -68,7 +68,7 @@ def _train_locked(
     from lora_scripts.training.tensorboard import TensorBoardListener
 
     output_dir = config.output_dir
-    stop = StopSignal()
+    stop = StopSignal(num_processes=processes.count)
     console = ConsoleListener()
     files: list[Listener] = [
         LogFile(output_dir / "train.log"),
