@@ -18,8 +18,9 @@ __all__ = ["BatchSize", "Loader", "Picture", "is_out_of_memory"]
 
 LARGEST_BATCH = {"cuda": 64, "mps": 16, "cpu": 16}
 """Where trying stops. A run that is killed loses the batch that it is at; on a CPU memory is shared, too."""
-FIRST_BATCH = {"cuda": 8, "cpu": 8}
-"""Where trying begins, if not at two. On a CPU the encoder, which needs the memory, takes a few pictures at a time in any case."""
+FIRST_BATCH = {"cuda": 8, "cpu": 16}
+"""Where trying begins, if not at two. On a CPU the encoder, which needs the memory, takes a few pictures at a time in any case, while
+the decoder reads all of its weights for every token, however many pictures share it."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ class Decoded:
 def encode_images(vision_model: BlipVisionModel, pixel_values: Tensor) -> Tensor:
     """[B,N,D] vision states of [B,3,height,width] normalised pixels; the library's own modules, but fused attention."""
     if pixel_values.device.type == "cpu" and len(pixel_values) > ENCODED_AT_ONCE:
-        return torch.cat([encode_images(vision_model, part) for part in torch.split(pixel_values, ENCODED_AT_ONCE)])
+        parts = torch.tensor_split(pixel_values, -(-len(pixel_values) // ENCODED_AT_ONCE))
+        return torch.cat([encode_images(vision_model, part) for part in parts])
     hidden = vision_model.embeddings(pixel_values)
     for layer in vision_model.encoder.layers:
         own = layer.self_attn
