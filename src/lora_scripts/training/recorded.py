@@ -53,13 +53,15 @@ class RecordedPasses:
         scale: Callable[[Tensor], Tensor],
         parameters: Sequence[nn.Parameter],
         settled: Callable[[], bool] = lambda: True,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Args:
         forward: the loss of a batch, from its tensors alone.
         scale: what is differentiated, from the total loss; of a `GradScaler`.
         settled: whether layers may now prepare what they will compute with from then on.
+        say: takes a line for the user: when the first recording is in use, and when there will be none any more.
         """
-        self._forward, self._scale, self._settled = forward, scale, settled
+        self._forward, self._scale, self._settled, self._say = forward, scale, settled, say
         self._parameters = list(parameters)
         self._recordings: dict[tuple[object, ...], _Recording | None] = {}
         self._turns = 0
@@ -103,15 +105,24 @@ class RecordedPasses:
         plain = self._plain(batch)
         recording.proven = _same(found, plain)
         if not recording.proven:
-            self.fault = "a recorded pass gave other numbers than a plain one"
+            self._give_up("a recorded pass gave other numbers than a plain one")
+        elif self.num_proven == 1:
+            operations = recording.tape.num_operations
+            self._say(
+                f"Passes are repeated from a recording of {operations:,} operations, which gives the same numbers."
+            )
         return plain
+
+    def _give_up(self, fault: str) -> None:
+        self.fault = fault
+        self._say(f"record_passes: switched off for this run ({fault}); it goes on with plain passes.")
 
     def _turned(self, batch: Batch) -> tuple[Loss, list[Tensor | None]]:
         """The pass took another way than the recorded one: the next one is recorded anew, a few times."""
         self._recordings[batch.form] = None
         self._turns += 1
         if self._turns == MOST_TURNS:
-            self.fault = "passes take one way now and then another"
+            self._give_up("passes take one way now and then another")
         return self._plain(batch)
 
     def _plain(self, batch: Batch) -> tuple[Loss, list[Tensor | None]]:
@@ -129,7 +140,7 @@ class RecordedPasses:
         try:
             tape = record(run, [tensor for _, tensor in sorted(batch.tensors.items())], self._parameters)
         except TapeFaultError as fault:
-            self.fault = str(fault)
+            self._give_up(str(fault))
         else:
             self._recordings[batch.form] = _Recording(tape, computed[0][0])
         return computed[0]

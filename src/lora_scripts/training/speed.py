@@ -100,7 +100,11 @@ class Speed:
 
         if self.recorded:
             return RecordedPasses(
-                forward, scaler.scale, parameters, settled=lambda: self.packed is None or self.packed.begun
+                forward,
+                scaler.scale,
+                parameters,
+                settled=lambda: self.packed is None or self.packed.begun,
+                say=events.note,
             )
         if not self.graphs:
             return _PlainPass(plain)
