@@ -138,7 +138,8 @@ def pictures_run(folder: Path, steps: int) -> dict[str, Any]:
                 image = image.crop((0, 16, 128, 112))
             image.save(data / f"{number:02d}.png")
             rows.writerow([f"{number:02d}.png", canonical_caption(scene)])
-    return run_values(data, "builtin:mini-sd", steps) | {"resolution": 128}
+    values = run_values(data, "builtin:mini-sd", steps)
+    return values | {"resolution": 128, "record_passes": False, "validation_pictures": 0}
 
 
 def text_run(folder: Path, steps: int) -> dict[str, Any]:
@@ -152,7 +153,6 @@ def run_values(data: Path, model: str, steps: int) -> dict[str, Any]:
     return {
         "train_data_dir": str(data), "base_model": model, "max_steps": steps, "save_steps": steps, "batch_size": 4,
         "log_steps": 1, "learning_rate": 1e-3, "mixed_precision": "fp32", "sample_every": 0, "keep": "last", "device": "cpu",
-        "record_passes": False, **({"validation_pictures": 0} if model.startswith("builtin") else {}),
     }  # fmt: skip
 
 

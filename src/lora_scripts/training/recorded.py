@@ -18,6 +18,7 @@ from lora_scripts.training.tape import DecisionError, Tape, TapeFaultError, reco
 
 if TYPE_CHECKING:
     from lora_scripts.families.protocol import Batch, Loss
+    from lora_scripts.training.events import Level
 
 __all__ = ["RecordedPasses"]
 
@@ -53,15 +54,15 @@ class RecordedPasses:
         scale: Callable[[Tensor], Tensor],
         parameters: Sequence[nn.Parameter],
         settled: Callable[[], bool] = lambda: True,
-        say: Callable[[str], None] = lambda text: None,
+        note: Callable[[str, Level], None] = lambda text, level: None,
     ) -> None:
         """Args:
         forward: the loss of a batch, from its tensors alone.
         scale: what is differentiated, from the total loss; of a `GradScaler`.
         settled: whether layers may now prepare what they will compute with from then on.
-        say: takes a line for the user: when the first recording is in use, and when there will be none any more.
+        note: takes a line for the user: when the first recording is in use, and when there will be none any more.
         """
-        self._forward, self._scale, self._settled, self._say = forward, scale, settled, say
+        self._forward, self._scale, self._settled, self._note = forward, scale, settled, note
         self._parameters = list(parameters)
         self._recordings: dict[tuple[object, ...], _Recording | None] = {}
         self._turns = 0
@@ -108,14 +109,13 @@ class RecordedPasses:
             self._give_up("a recorded pass gave other numbers than a plain one")
         elif self.num_proven == 1:
             operations = recording.tape.num_operations
-            self._say(
-                f"Passes are repeated from a recording of {operations:,} operations, which gives the same numbers."
-            )
+            text = f"Passes are repeated from a recording of {operations:,} operations, which gives the same numbers."
+            self._note(text, "info")
         return plain
 
     def _give_up(self, fault: str) -> None:
         self.fault = fault
-        self._say(f"record_passes: switched off for this run ({fault}); it goes on with plain passes.")
+        self._note(f"record_passes: switched off for this run ({fault}); it goes on with plain passes.", "warning")
 
     def _turned(self, batch: Batch) -> tuple[Loss, list[Tensor | None]]:
         """The pass took another way than the recorded one: the next one is recorded anew, a few times."""

@@ -104,7 +104,7 @@ class Speed:
                 scaler.scale,
                 parameters,
                 settled=lambda: self.packed is None or self.packed.begun,
-                say=events.note,
+                note=events.note,
             )
         if not self.graphs:
             return _PlainPass(plain)
