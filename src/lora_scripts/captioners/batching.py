@@ -18,9 +18,11 @@ __all__ = ["BatchSize", "Loader", "Picture", "is_out_of_memory"]
 
 LARGEST_BATCH = {"cuda": 64, "mps": 16, "cpu": 16}
 """Where trying stops. A run that is killed loses the batch that it is at; on a CPU memory is shared, too."""
-FIRST_BATCH = {"cuda": 8, "cpu": 16}
-"""Where trying begins, if not at two. On a CPU the encoder, which needs the memory, takes a few pictures at a time in any case, while
-the decoder reads all of its weights for every token, however many pictures share it."""
+FIRST_BATCH = {"cuda": 8, "cpu": 8}
+"""Pictures of the first batch, if not two: it warms up and brings the first sign of life, so it is a small one."""
+FIRST_TRIED = {"cpu": 16}
+"""Where trying begins, if not there. On a CPU the encoder, which needs the memory, takes a few pictures at a time in any case, while the
+decoder reads all of its weights for every token, however many pictures share it."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class BatchSize:
 
     def __init__(self, fixed: int | None, device: str) -> None:
         self.value = fixed or FIRST_BATCH.get(device, 2)
+        self._first_tried = fixed or FIRST_TRIED.get(device, self.value)
         self._largest = max(LARGEST_BATCH.get(device, 8), self.value)
         self._trying = fixed is None
         self._rates: dict[int, float] = {}
@@ -123,6 +126,7 @@ class BatchSize:
             return
         if not self._warm:  # the first batch pays for compiling kernels and filling caches
             self._warm = True
+            self.value = self._first_tried
             return
         self._rates[self.value] = count / max(seconds, 1e-9)
         best = max(self._rates, key=lambda size: self._rates[size])
