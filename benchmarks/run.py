@@ -51,7 +51,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--starts", type=int, default=1, help="starts with caches whose time to the first step is taken"
     )
-    parser.add_argument("--pictures", type=int, help="of label: how many in all (64)")
+    parser.add_argument("--pictures", type=int, help="of label: how many in each turn (64)")
     parser.add_argument("--candidates", type=int, default=1, help="of label: captions per picture")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each process")
     parser.add_argument("--device", default="cuda", help="of gpu")

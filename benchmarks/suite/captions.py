@@ -2,7 +2,7 @@
 
 Both sides run the same random BLIP on the same pictures with the same number of tokens. The plain loop is what a script on the web
 does: open a picture, run the processor, call `generate`, decode. Each side is a process of its own (`caption_worker.py`)
-and captions a share of the pictures in each turn; loading the model is not counted in a turn.
+and captions a folder of pictures in each turn; loading the model and a smaller folder before the first turn are not counted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from suite.turns import Stepper, take_turns
 
 TOKENS = 20
 PICTURES = 64
+WARM_UP_PICTURES = 16
 SIDES = ("ours", "one at a time")
 
 
@@ -61,18 +62,16 @@ def is_label_contest(name: str) -> bool:
     return name.startswith("captions-")
 
 
-def make_pictures(folder: Path, count: int, turns: int) -> None:
-    """Photographs in size, of smooth colours: 1600 x 1200 JPEG; a folder for each turn."""
+def make_pictures(folder: Path, count: int) -> None:
+    """Photographs in size, of smooth colours: 1600 x 1200 JPEG."""
     import numpy as np
     from PIL import Image
 
-    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for number in range(count):
-        share = folder / f"{number % turns:02}"
-        share.mkdir(parents=True, exist_ok=True)
         small = np.random.default_rng(number).integers(0, 255, (12, 16, 3), dtype=np.uint8)
         large = Image.fromarray(small).resize((1600, 1200), Image.Resampling.BICUBIC)
-        large.save(share / f"{number:03}.jpg", quality=92)
+        large.save(folder / f"{number:03}.jpg", quality=92)
 
 
 def make_model(folder: Path, size: str) -> Path:
@@ -85,22 +84,22 @@ def make_model(folder: Path, size: str) -> Path:
 
 
 def hold(contest: Contest, place: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was measured of one contest; the first turn warms up."""
-    count, turns = options.pictures or PICTURES, options.steps + 1
+    """Everything that was measured of one contest."""
+    count = options.pictures or PICTURES
     model = make_model(place / "bases" / f"blip-{contest.size}", contest.size)
-    pictures = place / "caption-pictures"
     running: list[Stepper] = []
     first: dict[str, float] = {}
     try:
         for name in SIDES:
             folder = place / "runs" / f"captions {name}"
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            make_pictures(folder / pictures.name, count, turns)
+            turns = [folder / f"turn-{number}" for number in range(options.steps + 1)]
+            for number, pictures in enumerate(turns):
+                make_pictures(pictures, count if number else min(count, WARM_UP_PICTURES))
             job = {
                 "ours": name == "ours",
                 "model": str(model),
-                "pictures": [str(each) for each in sorted((folder / pictures.name).iterdir())],
+                "pictures": [str(pictures) for pictures in turns],
                 "precision": contest.precision if name == "ours" else contest.plain_precision,
                 "candidates": options.candidates,
                 "tokens": TOKENS,
@@ -170,8 +169,8 @@ def tell(contests: Mapping[str, Contest], found: Mapping[str, Any], reason: str)
         if name in found:
             result = found[name]
             lines.append(
-                f"`{name}`: {result['pictures']} pictures in {len(result['sides']['ours']['wall_s']) + 1} turns, of which the "
-                f"first is not timed, {result['tokens']} tokens, {result['candidates']} captions for each, load of the "
-                f"machine {result['load']:.1f}. {said(result['machine'])}\n"
+                f"`{name}`: {len(result['sides']['ours']['wall_s'])} timed turns of {result['pictures']} pictures each, "
+                f"{result['tokens']} tokens, {result['candidates']} captions for each, load of the machine "
+                f"{result['load']:.1f}. {said(result['machine'])}\n"
             )
     return "\n".join(lines)
