@@ -12,12 +12,14 @@ compare with.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lora_scripts.captioners.picture_attention import attend, picture_attention
+from lora_scripts.captioners.side_by_side import side_by_side
 from lora_scripts.models.tiled_attention import attention
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ _NUCLEUS_CAP = 512
 
 ENCODED_AT_ONCE = 4
 """Pictures that a CPU encodes at a time: what lies between two layers stays in its cache, and more are no faster."""
+ENCODED_BY_A_CORE = 2
+"""The same, where each core has its own."""
+LARGE_PICTURE = 2**18
+"""Numbers between two layers of a picture from which on each core takes its own: with fewer, threads wait for Python."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,27 @@ class Decoded:
 
 def encode_images(vision_model: BlipVisionModel, pixel_values: Tensor) -> Tensor:
     """[B,N,D] vision states of [B,3,height,width] normalised pixels; the library's own modules, but fused attention."""
-    if pixel_values.device.type == "cpu" and len(pixel_values) > ENCODED_AT_ONCE:
-        parts = torch.tensor_split(pixel_values, -(-len(pixel_values) // ENCODED_AT_ONCE))
-        return torch.cat([encode_images(vision_model, part) for part in parts])
+    if pixel_values.device.type != "cpu":
+        return _encode(vision_model, pixel_values)
+    num_shares = torch.get_num_threads()
+    config = vision_model.config
+    is_large = (config.image_size // config.patch_size) ** 2 * config.hidden_size >= LARGE_PICTURE
+    if num_shares == 1 or len(pixel_values) < num_shares or torch.is_grad_enabled() or not is_large:
+        return _encode_in_parts(vision_model, pixel_values, ENCODED_AT_ONCE)
+    num_alike = len(pixel_values) // num_shares * num_shares
+    encode = partial(_encode_in_parts, vision_model, at_once=ENCODED_BY_A_CORE)
+    states = side_by_side(encode, pixel_values[:num_alike].chunk(num_shares))
+    if num_alike < len(pixel_values):
+        states.append(_encode_in_parts(vision_model, pixel_values[num_alike:], ENCODED_AT_ONCE))
+    return torch.cat(states)
+
+
+def _encode_in_parts(vision_model: BlipVisionModel, pixel_values: Tensor, at_once: int) -> Tensor:
+    parts = torch.tensor_split(pixel_values, -(-len(pixel_values) // at_once))
+    return torch.cat([_encode(vision_model, part) for part in parts])
+
+
+def _encode(vision_model: BlipVisionModel, pixel_values: Tensor) -> Tensor:
     hidden = vision_model.embeddings(pixel_values)
     for layer in vision_model.encoder.layers:
         own = layer.self_attn

@@ -1,6 +1,7 @@
 """The captioner's own passes through BLIP against transformers' generation, on small random models."""
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,32 @@ def test_vision_states_equal_those_of_transformers(model, pixels) -> None:
     with torch.inference_mode():
         ours, theirs = encode_images(model.vision_model, pixels), model.vision_model(pixels).last_hidden_state
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_pictures", [2, 3, 6])
+def test_each_core_takes_its_own_pictures_where_they_are_large(model, pixels, num_pictures, monkeypatch) -> None:
+    monkeypatch.setattr(blip_decoding, "LARGE_PICTURE", 0)
+    passes: list[tuple[bool, int]] = []
+    encode = blip_decoding._encode
+
+    def noted(vision_model, part):
+        passes.append((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
+        return encode(vision_model, part)
+
+    monkeypatch.setattr(blip_decoding, "_encode", noted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            ours = encode_images(model.vision_model, pixels[:num_pictures])
+            assert torch.get_num_threads() == 2
+            theirs = model.vision_model(pixels[:num_pictures]).last_hidden_state
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert ours.is_inference()
+    assert {each for each in passes if not each[0]} == {(False, 1)}
+    assert [each for each in passes if each[0]] == [(True, 2)] * (num_pictures % 2)
 
 
 @pytest.mark.parametrize("kind", [States, KeysAndValues])
