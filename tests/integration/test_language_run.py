@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -151,7 +152,8 @@ def test_training_goes_on_from_an_older_lora(language_settings: Settings, tmp_pa
     second = language_settings(
         output_dir=str(tmp_path / "second" / "run"), init_lora_weights=str(tmp_path / "run" / "run")
     )
-    assert losses(train(second))[0] < 0.97 * losses(seen)[0]
+    # Of an epoch, because the order follows from the older LoRA's content, which names where the base lies.
+    assert fmean(losses(train(second))[:4]) < 0.97 * fmean(losses(seen)[:4])
 
 
 @pytest.mark.fault(19)
