@@ -62,17 +62,18 @@ def encode_images(vision_model: BlipVisionModel, pixel_values: Tensor) -> Tensor
     config = vision_model.config
     is_large = (config.image_size // config.patch_size) ** 2 * config.hidden_size >= LARGE_PICTURE
     if num_shares == 1 or len(pixel_values) < num_shares or torch.is_grad_enabled() or not is_large:
-        return _encode_in_parts(vision_model, pixel_values, ENCODED_AT_ONCE)
+        return _encode_in_parts(vision_model, pixel_values)
     num_alike = len(pixel_values) // num_shares * num_shares
-    encode = partial(_encode_in_parts, vision_model, at_once=ENCODED_BY_A_CORE)
-    states = side_by_side(encode, pixel_values[:num_alike].chunk(num_shares))
+    shares = pixel_values[:num_alike].chunk(num_shares)
+    parts = [part for share in shares for part in torch.split(share, ENCODED_BY_A_CORE)]
+    states = side_by_side(partial(_encode, vision_model), parts)
     if num_alike < len(pixel_values):
-        states.append(_encode_in_parts(vision_model, pixel_values[num_alike:], ENCODED_AT_ONCE))
+        states.append(_encode_in_parts(vision_model, pixel_values[num_alike:]))
     return torch.cat(states)
 
 
-def _encode_in_parts(vision_model: BlipVisionModel, pixel_values: Tensor, at_once: int) -> Tensor:
-    parts = torch.tensor_split(pixel_values, -(-len(pixel_values) // at_once))
+def _encode_in_parts(vision_model: BlipVisionModel, pixel_values: Tensor) -> Tensor:
+    parts = torch.tensor_split(pixel_values, -(-len(pixel_values) // ENCODED_AT_ONCE))
     return torch.cat([_encode(vision_model, part) for part in parts])
 
 
